@@ -1,0 +1,1 @@
+"""The nouns: task, layout, update, digests, seeds, ring sums, metrics. No I/O."""

@@ -1,0 +1,98 @@
+"""What coordinator and sites say to each other, free of any transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_fed.core.layout import Vector
+from lepton_fed.errors import Problem
+
+__all__ = ["MODEL", "Ask", "Reply", "Update", "legible"]
+
+MODEL = "model"
+"""Name of the vector that holds the model itself in an ask; a strategy's vectors go beside it."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one site contributes in a round.
+
+    Args:
+        layout: Digest of the layout of its vectors.
+        vectors: Flat float32 vectors over the shared tensors, by name; the strategy says which.
+        weight: Weight in the mean, in (0, weight bound].
+    """
+
+    layout: str
+    vectors: Mapping[str, Vector]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the coordinator asks of one site.
+
+    Args:
+        run: Name of the run.
+        task: Digest of the task.
+        layout: Digest of the model's layout.
+        round_number: Round, from 1.
+        rounds: Number of rounds of the run.
+        seed: Seed of the run.
+        train: Whether to train and send an update.
+        evaluate: Whether to evaluate the model as received and send the counts.
+        vectors: The model and what the strategy sends beside it, by name.
+    """
+
+    run: str
+    task: str
+    layout: str
+    round_number: int
+    rounds: int
+    seed: int
+    train: bool
+    evaluate: bool
+    vectors: Mapping[str, Vector]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back from a site.
+
+    Args:
+        site: Name of the site, as the transport knows it, never as the message claims it.
+        update: The update; None when the site did not train.
+        counts: Evaluation counts, ``[metrics plan's size]`` float64; None when it did not evaluate.
+        refusal: Why there is neither; None when all went well.
+        sent_bytes: Bytes of the reply's payload.
+        epsilon: Epsilon its records have spent in this run, when the site says so.
+        noise_multiplier: Noise standard deviation over clipping norm, when the site says so.
+    """
+
+    site: str
+    update: Update | None = None
+    counts: npt.NDArray[np.float64] | None = None
+    refusal: Problem | None = None
+    sent_bytes: int = 0
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+
+
+def legible(text: str, longest: int) -> str:
+    r"""Return a stranger's text cut short and free of control characters.
+
+    It ends up in logs and on terminals, where an escape sequence would be obeyed.
+
+    Args:
+        text: What came from the other side.
+        longest: Largest number of characters.
+
+    Example:
+        >>> legible("no rows\x1b[2J", 9)
+        'no rows?['
+    """
+    return "".join(c if c.isprintable() else "?" for c in text[:longest])
