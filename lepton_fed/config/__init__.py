@@ -1,0 +1,1 @@
+"""Conf files: schema, loading with located errors, overrides, explanations."""

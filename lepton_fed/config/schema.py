@@ -1,0 +1,192 @@
+"""The conf files as dataclasses: one class a file, every key documented where it is declared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lepton_fed.core.settings import setting
+from lepton_fed.core.task import Task
+
+__all__ = [
+    "KINDS",
+    "Budget",
+    "ClientConf",
+    "Conf",
+    "Partition",
+    "Privacy",
+    "RecordPrivacy",
+    "Rounds",
+    "ServerConf",
+    "SimulationConf",
+    "Sites",
+    "Source",
+    "StrategyConf",
+]
+
+
+@dataclass(frozen=True)
+class StrategyConf:
+    """How updates become the next model."""
+
+    name: str = setting("fedavg", "Name of an installed strategy: fedavg, fedprox, ...")
+    arguments: dict[str, Any] = setting(factory=dict, doc="Arguments of the strategy.")
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How long the run is and who takes part in a round."""
+
+    count: int = setting(10, "Number of rounds.", at_least=1)
+    fraction: float = setting(
+        1.0, "Fraction of the sites that is selected for a round.", above=0, at_most=1
+    )
+    quorum: int = setting(
+        1, "Smallest number of usable updates; a round with fewer leaves the model as it is.",
+        at_least=1,
+    )  # fmt: skip
+    evaluate: bool = setting(
+        True, "Sites evaluate the model they receive on their held-out rows and send the counts."
+    )
+
+
+@dataclass(frozen=True)
+class RecordPrivacy:
+    """Record-level differential privacy: DP-SGD at the site."""
+
+    enabled: bool = setting(False, "Train with record-level differential privacy (DP-SGD).")
+    epsilon: float = setting(
+        8.0, "Epsilon that one record may cost over the whole run.", above=0, at_most=100
+    )
+    delta: float = setting(
+        1e-5, "Delta of the guarantee; keep it below 1 / rows of a site.", above=0, below=0.1
+    )
+    clip: float = setting(
+        1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
+    )
+    engine: Literal["hooks", "ghost"] = setting(
+        "hooks", "Opacus engine: hooks (per-sample gradients) or ghost (norms first, less memory)."
+    )
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What is protected, and which numbers leave a site beside the protected update."""
+
+    record: RecordPrivacy = setting(factory=RecordPrivacy, doc="Record-level DP.")
+    outside_epsilon: list[str] = setting(
+        factory=list,
+        doc="Numbers derived from rows that may leave a site although epsilon does not cover "
+        "them: `evaluation` (counts on held-out rows). Empty: none leave while DP is on.",
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from."""
+
+    reader: str = setting(
+        "csv", "Name of an installed reader: digits, breast_cancer, wine, diabetes, csv, npz, idx."
+    )
+    path: str = setting("", "File or folder, read in place; empty for built-in data.")
+    arguments: dict[str, Any] = setting(factory=dict, doc="Further arguments of the reader.")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How a simulation splits one data set over its sites."""
+
+    name: str = setting(
+        "iid", "Name of an installed partitioner: iid, dirichlet, shards, quantity, column."
+    )
+    arguments: dict[str, Any] = setting(factory=dict, doc="Arguments of the partitioner.")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The simulated sites."""
+
+    count: int = setting(3, "Number of sites.", at_least=1, at_most=1_000_000)
+    names: list[str] = setting(
+        factory=list, doc="Names of the sites; empty names them site-1, site-2, ..."
+    )
+    source: Source = setting(factory=Source, doc="The data set that is split.")
+    partition: Partition = setting(factory=Partition, doc="How it is split.")
+    held_out: float = setting(
+        0.2, "Fraction of each site's rows kept for evaluation.", at_least=0, below=1
+    )
+
+
+@dataclass(frozen=True)
+class SimulationConf:
+    """`lepton-fed simulate`: coordinator and sites in one process."""
+
+    kind: Literal["simulation"] = setting("simulation", "What this file configures.")
+    task: Task = setting(factory=Task, doc="What is learned.")
+    strategy: StrategyConf = setting(factory=StrategyConf, doc="How updates become a model.")
+    rounds: Rounds = setting(factory=Rounds, doc="Length of the run and choice of sites.")
+    privacy: Privacy = setting(factory=Privacy, doc="What is protected.")
+    sites: Sites = setting(factory=Sites, doc="The simulated sites and their data.")
+    seed: int = setting(
+        1, "Seed of every choice that privacy does not depend on.", at_least=0, below=2.0**53
+    )
+    device: str = setting(
+        "cpu", "cpu, cuda, cuda:1, or several GPUs by index (cuda:0,1): sites take them in turn."
+    )
+    runs: str = setting("runs", "Folder that receives one folder a run.")
+
+
+@dataclass(frozen=True)
+class ServerConf:
+    """The coordinator."""
+
+    kind: Literal["server"] = setting("server", "What this file configures.")
+    task: Task = setting(factory=Task, doc="What is learned.")
+    strategy: StrategyConf = setting(factory=StrategyConf, doc="How updates become a model.")
+    rounds: Rounds = setting(factory=Rounds, doc="Length of the run and choice of sites.")
+    privacy: Privacy = setting(factory=Privacy, doc="What is protected.")
+    seed: int = setting(
+        1, "Seed of every choice that privacy does not depend on.", at_least=0, below=2.0**53
+    )
+    runs: str = setting("runs", "Folder that receives one folder a run.")
+    signing_key: str = setting(
+        "keys/coordinator.pem", "The coordinator's private Ed25519 key; it signs bundles."
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one record of the site's data set may cost in its life."""
+
+    epsilon: float = setting(0.0, "Largest epsilon; 0 allows no training.", at_least=0)
+    delta: float = setting(1e-5, "Delta that goes with it.", above=0, below=0.1)
+
+
+@dataclass(frozen=True)
+class ClientConf:
+    """A site."""
+
+    kind: Literal["client"] = setting("client", "What this file configures.")
+    name: str = setting("site-1", "Name of the site in the roster.")
+    task: str = setting(
+        "conf/server.yaml",
+        "File with the task: a server or simulation conf, whose `task` section is read. The "
+        "site's data is checked against it before the first contact.",
+    )
+    source: Source = setting(factory=Source, doc="The site's own rows, read in place.")
+    held_out: float = setting(0.2, "Fraction of the rows kept for evaluation.", at_least=0, below=1)
+    device: str = setting("cpu", "cpu, cuda, cuda:1, or several GPUs by index (cuda:0,1).")
+    budget: Budget = setting(factory=Budget, doc="Privacy budget of the data set.")
+    state: str = setting("state", "Folder for the ledger, receipts and bundles.")
+    coordinator_key: str = setting(
+        "keys/coordinator.pub", "The coordinator's public key, pinned; bundles must carry it."
+    )
+
+
+Conf = SimulationConf | ServerConf | ClientConf
+
+KINDS: dict[str, type[SimulationConf] | type[ServerConf] | type[ClientConf]] = {
+    "simulation": SimulationConf,
+    "server": ServerConf,
+    "client": ClientConf,
+}

@@ -1,0 +1,233 @@
+"""Contradictions between values that are each right, with the key that is to blame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lepton_fed.config.load import load_values
+from lepton_fed.config.schema import ClientConf, ServerConf, SimulationConf
+from lepton_fed.core.task import Task
+from lepton_fed.errors import ConfError, Problem
+
+IMAGE: dict[str, Any] = {
+    "kind": "image",
+    "shape": [1, 8, 8],
+    "target": {"classes": ["a", "b", "c"]},
+}
+TABLE: dict[str, Any] = {
+    "columns": [
+        {"name": "age", "mean": 40.0, "std": 12.0, "minimum": 0.0, "maximum": 120.0},
+        {"name": "ward", "kind": "category", "values": ["north", "south"]},
+    ],
+    "target": {"kind": "number", "name": "days"},
+}
+
+
+def _found(kind: type[Any], values: dict[str, Any], overrides: tuple[str, ...]) -> list[Problem]:
+    try:
+        load_values(kind, values, overrides)
+    except ConfError as error:
+        return list(error.problems)
+    return []
+
+
+def _image(*overrides: str) -> list[Problem]:
+    return _found(Task, {"data": IMAGE}, overrides)
+
+
+def _table(*overrides: str) -> list[Problem]:
+    return _found(Task, {"data": TABLE}, overrides)
+
+
+def _simulation(*overrides: str) -> list[Problem]:
+    values = {"task": {"data": IMAGE}, "sites": {"source": {"reader": "digits"}}}
+    return _found(SimulationConf, values, overrides)
+
+
+def _codes(problems: list[Problem]) -> list[tuple[str, str]]:
+    return [(problem.code, problem.key) for problem in problems]
+
+
+def test_the_confs_that_the_tests_start_from_have_no_contradiction() -> None:
+    assert _image() == _table() == _simulation() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "key"),
+    [
+        ("name=Digits", "LF1051", "name"),
+        ("name=../x", "LF1051", "name"),
+        (f"name={'a' * 64}", "LF1051", "name"),
+        ("name=", "LF1051", "name"),
+        ("data.shape=[8, 8]", "LF1062", "data.shape"),
+        ("data.shape=[]", "LF1062", "data.shape"),
+        ("data.shape=[1, 0, 8]", "LF1062", "data.shape[1]"),
+        ("data.columns=[{name: a}]", "LF1062", "data.columns"),
+        ("data.target.classes=[a]", "LF1061", "data.target.classes"),
+        ("data.target.classes=[a, b, a]", "LF1061", "data.target.classes[2]"),
+        ("data.target.classes=[a, b, '']", "LF1061", "data.target.classes[2]"),
+        ("data.target.minimum=0", "LF1061", "data.target.minimum"),
+        ("data.target.kind=number", "LF1061", "data.target.classes"),
+        ("data.target.name=", "LF1061", "data.target.name"),
+        ("model.name=cnnn", "LF1021", "model.name"),
+        ("training.epochs=null", "LF1040", "training.epochs"),
+        ("training={steps: 5, epochs: 1}", "LF1040", "training.steps"),
+        ("training={optimiser: adam, momentum: 0.9}", "LF1041", "training.momentum"),
+        ("training.schedule.final=0.1", "LF1041", "training.schedule.final"),
+        ("aggregation.weight_bound=0.5", "LF1042", "aggregation.weight_bound"),
+        ("aggregation.weight=rows", "LF1042", "aggregation.weight_bound"),
+        ("metrics=[acuracy]", "LF1043", "metrics[0]"),
+        ("metrics=[accuracy, mae]", "LF1044", "metrics[1]"),
+        ("metrics=[auc]", "LF1044", "metrics[0]"),
+        ("metrics=[loss]", "LF1044", "metrics[0]"),
+        ("metrics=[recall, recall]", "LF1044", "metrics[1]"),
+    ],
+)
+def test_a_contradiction_in_an_image_task_names_its_key(override: str, code: str, key: str) -> None:
+    (problem,) = _image(override)
+    assert (problem.code, problem.key) == (code, key)
+    assert problem.what
+    assert problem.remedy
+    assert problem.where.startswith(("command line: ", "template"))
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "key"),
+    [
+        ("data.columns=[]", "LF1063", "data.columns"),
+        ("data.shape=[3]", "LF1063", "data.shape"),
+        ("data.dtype=uint8", "LF1063", "data.dtype"),
+        ("data.columns[1].name=age", "LF1063", "data.columns[1]"),
+        ("data.columns[0].name=days", "LF1063", "data.columns[0].name"),
+        ("data.columns[0].name=", "LF1063", "data.columns[0]"),
+        ("data.columns[0].values=[x]", "LF1064", "data.columns[0].values"),
+        ("data.columns[0].maximum=-1", "LF1064", "data.columns[0].minimum"),
+        ("data.columns[1].values=[]", "LF1064", "data.columns[1].values"),
+        ("data.columns[1].values=[x, x]", "LF1064", "data.columns[1].values[1]"),
+        ("data.columns[1].mean=1", "LF1064", "data.columns[1].mean"),
+        ("data.columns[1].fill=1", "LF1064", "data.columns[1].fill"),
+        ("data.columns[1].minimum=1", "LF1064", "data.columns[1].minimum"),
+        ("data.target={kind: number, minimum: 2, maximum: 2}", "LF1061", "data.target.minimum"),
+        ("augmentation=[{step: flip}]", "LF1060", "augmentation"),
+        ("metrics=[accuracy]", "LF1044", "metrics[0]"),
+        ("metrics=[r3]", "LF1043", "metrics[0]"),
+    ],
+)
+def test_a_contradiction_in_a_table_task_names_its_key(override: str, code: str, key: str) -> None:
+    assert _codes(_table(override)) == [(code, key)]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.shape=[2]",
+        "metrics=[mae, r2]",
+        "training={optimiser: adamw}",
+        "training.schedule={name: cosine, final: 0.1}",
+        "aggregation={weight: rows, weight_bound: 1000}",
+    ],
+)
+def test_what_is_no_contradiction_is_let_through(override: str) -> None:
+    assert _table(override) == []
+
+
+def test_two_classes_have_an_auc() -> None:
+    assert _image("data.target.classes=[no, yes]", "metrics=[auc]") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "key"),
+    [
+        (("rounds.quorum=4",), "LF1049", "rounds.quorum"),
+        (("rounds.quorum=2", "rounds.fraction=0.3"), "LF1049", "rounds.quorum"),
+        (("sites.names=[a, b]", "sites.count=3"), "LF1048", "sites.names"),
+        (("sites.names=[a, b, a]",), "LF1048", "sites.names[2]"),
+        (("sites.names=[a, B]",), "LF1051", "sites.names[1]"),
+        (("sites.held_out=0",), "LF1050", "sites.held_out"),
+        (("sites.source.reader=digit",), "LF1021", "sites.source.reader"),
+        (("sites.partition.name=dirichlett",), "LF1021", "sites.partition.name"),
+        (("strategy.name=fedpox",), "LF1021", "strategy.name"),
+        (("task.model.name=cn",), "LF1021", "task.model.name"),
+        (("device=gpu",), "LF1052", "device"),
+        (("device='cuda:0,'",), "LF1052", "device"),
+        (("runs=",), "LF1053", "runs"),
+        (("privacy.outside_epsilon=[evalution]",), "LF1047", "privacy.outside_epsilon[0]"),
+        (
+            ("task.training.schedule.warmup_rounds=11",),
+            "LF1045",
+            "task.training.schedule.warmup_rounds",
+        ),
+        (
+            ("privacy.record.enabled=true", "task.training.max_gradient_norm=1"),
+            "LF1046",
+            "task.training.max_gradient_norm",
+        ),
+        (
+            (
+                "privacy.record.enabled=true",
+                "task.aggregation={weight: rows, weight_bound: 500}",
+            ),
+            "LF1046",
+            "task.aggregation.weight",
+        ),
+    ],
+)
+def test_a_contradiction_in_a_simulation_names_its_key(
+    overrides: tuple[str, ...], code: str, key: str
+) -> None:
+    assert _codes(_simulation(*overrides)) == [(code, key)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("device=cuda",),
+        ("device=cuda:1",),
+        ("device=cuda:0,1,12",),
+        ("rounds.fraction=0.1",),
+        ("sites.held_out=0", "rounds.evaluate=false"),
+        ("privacy.outside_epsilon=[evaluation]",),
+        ("task.training.max_gradient_norm=1",),
+        ("task.training.schedule.warmup_rounds=10",),
+        ("privacy.record={enabled: true, engine: ghost}", "task.training.momentum=0.9"),
+    ],
+)
+def test_what_a_simulation_may_say_is_let_through(overrides: tuple[str, ...]) -> None:
+    assert _simulation(*overrides) == []
+
+
+def test_contradictions_are_reported_together_and_located() -> None:
+    found = _simulation(
+        "rounds.quorum=9", "device=tpu", "task.metrics=[mae]", "strategy.name=fedavgg"
+    )
+    assert sorted(_codes(found)) == [
+        ("LF1021", "strategy.name"),
+        ("LF1044", "task.metrics[0]"),
+        ("LF1049", "rounds.quorum"),
+        ("LF1052", "device"),
+    ]
+    assert {p.where for p in found} >= {"command line: device=tpu"}
+
+
+def test_a_contradiction_in_a_default_points_at_its_section() -> None:
+    (problem,) = _found(Task, {"data": {"target": TABLE["target"]}}, ())
+    assert (problem.key, problem.where) == ("data.columns", "template")
+
+
+def test_a_server_conf_is_judged_like_a_simulation_without_sites() -> None:
+    values = {"task": {"data": IMAGE}}
+    found = _found(ServerConf, values, ("rounds.quorum=900", "strategy.name=x", "signing_key="))
+    assert _codes(found) == [("LF1021", "strategy.name"), ("LF1053", "signing_key")]
+
+
+def test_a_client_conf_is_judged() -> None:
+    overrides = ("name=Site 1", "source.reader=cvs", "device=cuda:x", "task=", "state=' '")
+    assert sorted(_codes(_found(ClientConf, {}, overrides))) == [
+        ("LF1021", "source.reader"),
+        ("LF1051", "name"),
+        ("LF1052", "device"),
+        ("LF1053", "state"),
+        ("LF1053", "task"),
+    ]
