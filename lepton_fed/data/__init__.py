@@ -1,0 +1,1 @@
+"""Rows: contract, readers, preprocessing, partitioners."""
