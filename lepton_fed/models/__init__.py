@@ -1,0 +1,1 @@
+"""Architectures by name, and the passage between a model and its flat vector."""

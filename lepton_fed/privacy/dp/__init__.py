@@ -1,0 +1,1 @@
+"""Record-level differential privacy: entropy, accounting, DP-SGD engines."""

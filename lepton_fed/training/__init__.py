@@ -1,0 +1,1 @@
+"""The local training step and evaluation: one place for every engine."""
