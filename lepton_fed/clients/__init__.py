@@ -1,0 +1,1 @@
+"""A site: its data, its training, what it lets out."""

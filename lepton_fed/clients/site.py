@@ -1,0 +1,243 @@
+"""A site: its rows, its rules, and its answer to an ask.
+
+Everything that leaves goes through :meth:`Site.answer`. It checks what is asked against what the
+site agreed to, charges the ledger before it trains, and turns every failure into a code: an
+exception's text may hold values of rows, so it stays in the site's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lepton_fed.config.schema import Privacy
+from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
+from lepton_fed.core.layout import Vector
+from lepton_fed.data.dataset import Dataset
+from lepton_fed.errors import DataError, LeptonError, Problem, Refused, RunError
+from lepton_fed.models.build import local_tensors, read_vector, write_local, write_vector
+from lepton_fed.privacy.dp.accounting import noise_multiplier_for
+from lepton_fed.privacy.dp.engine import check_model
+from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.strategies.base import SiteRule, SiteState
+from lepton_fed.training.evaluation import evaluate
+from lepton_fed.training.kit import TaskKit
+from lepton_fed.training.local import Moment, PrivateTraining, check_private, steps_of, train
+
+__all__ = ["EVALUATION", "Agreement", "Site"]
+
+EVALUATION = "evaluation"
+"""Word of ``privacy.outside_epsilon``: counts on held-out rows may leave while DP is on."""
+
+_UNEXPECTED = "LF5301"
+
+_log = logging.getLogger("lepton_fed.site")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a site agreed to before a run; an ask beyond it is refused.
+
+    Args:
+        rounds: Rounds of the run.
+        seed: Seed of the run.
+        privacy: What is protected.
+    """
+
+    rounds: int
+    seed: int
+    privacy: Privacy
+
+
+class Site:
+    """One data owner's side of a run.
+
+    Args:
+        name: Name of the site.
+        kit: The task's kit.
+        rule: The strategy's site half.
+        rows: Rows to train on, as read.
+        held_out: Rows to evaluate on, as read; may be empty.
+        agreement: What the site agreed to.
+        devices: One device, or several GPUs.
+        folder: Folder of the site's own records (its ledger).
+
+    Raises:
+        DataError: There are no rows to train on.
+        TaskError: The model or the target epsilon does not go with record-level DP.
+        Refused: The ledger is not whole.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kit: TaskKit,
+        rule: SiteRule,
+        rows: Dataset,
+        held_out: Dataset,
+        agreement: Agreement,
+        *,
+        devices: list[torch.device],
+        folder: Path,
+    ) -> None:
+        if len(rows) == 0:
+            raise DataError(Problem("LF2101", "there are no rows to train on", where=name))
+        self.name = name
+        self._kit = kit
+        self._rule = rule
+        self._agreement = agreement
+        self._devices = devices
+        self._rows = kit.prepare(rows, devices[0])
+        self._held_out = kit.prepare(held_out, devices[0])
+        self._state: SiteState = {}
+        self._local = kit.initial_local
+        self._ledger: Ledger | None = None
+        self._entropy: Entropy | None = None
+        self._noise_multiplier = 0.0
+        record = agreement.privacy.record
+        if record.enabled:
+            check_private(kit.task, devices)
+            check_model(kit.model)
+            training = kit.task.training
+            self._steps = steps_of(training, len(rows), private=True)
+            self._sampler = PoissonSampler(len(rows), training.batch_size)
+            self._noise_multiplier = noise_multiplier_for(
+                record.epsilon, record.delta, self._sampler.rate, agreement.rounds * self._steps
+            )
+            self._entropy = Entropy.from_system()
+            self._ledger = Ledger(
+                folder / "ledger.jsonl",
+                dataset=rows.digest,
+                epsilon=record.epsilon,
+                delta=record.delta,
+            )
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """Return the noise of record-level DP over the clipping norm; None without."""
+        return self._noise_multiplier if self._ledger else None
+
+    @property
+    def epsilon(self) -> float | None:
+        """Return the epsilon spent so far; None without record-level DP."""
+        return self._ledger.spent if self._ledger else None
+
+    def close(self) -> None:
+        """Let go of the ledger."""
+        if self._ledger:
+            self._ledger.close()
+
+    def answer(self, ask: Ask) -> Reply:
+        """Do what is asked, within what was agreed.
+
+        Args:
+            ask: What the coordinator wants.
+
+        Returns:
+            An update, counts, both, or a refusal that holds a code and nothing else of the site.
+        """
+        try:
+            return self._answer(ask)
+        except LeptonError as error:
+            _log.error("site.refused site=%s round=%s %s", self.name, ask.round_number, error)
+            return Reply(self.name, refusal=Problem(error.code, "refused by the site"))
+        except Exception:  # noqa: BLE001 - whatever went wrong, only a code may leave
+            _log.exception("site.failed site=%s round=%s", self.name, ask.round_number)
+            return Reply(self.name, refusal=Problem(_UNEXPECTED, "failed at the site"))
+
+    def _answer(self, ask: Ask) -> Reply:
+        self._check(ask)
+        model = self._kit.model_on(self._devices[0])
+        received = ask.vectors[MODEL]
+        write_vector(model, self._kit.layout, received)
+        write_local(model, self._local)
+        counts = None
+        if ask.evaluate and self._may_evaluate():
+            counts = evaluate(
+                model, self._held_out, self._kit.task, self._kit.plan, self._devices[0]
+            )
+        update = self._train(ask, model, received) if ask.train else None
+        return Reply(
+            self.name,
+            update=update,
+            counts=counts,
+            epsilon=self.epsilon,
+            noise_multiplier=self.noise_multiplier,
+        )
+
+    def _train(self, ask: Ask, model: torch.nn.Module, received: Vector) -> Update:
+        kit, record = self._kit, self._agreement.privacy.record
+        private = None
+        if self._ledger and self._entropy:
+            about: dict[str, str | int] = {
+                "run": ask.run,
+                "round": ask.round_number,
+                "task": ask.task,
+            }
+            self._ledger.charge(self._sampler.event(self._noise_multiplier, self._steps), about)
+            private = PrivateTraining(
+                record.clip, self._noise_multiplier, record.engine, self._entropy
+            )
+        shared = {entry.name for entry in kit.layout.of_rule("shared")}
+        start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
+        memory = self._rule.begin(start, ask.vectors, self._state)
+        trained = train(
+            model,
+            kit.layout,
+            self._rows,
+            kit.task,
+            self._rule,
+            memory,
+            Moment(ask.seed, ask.round_number, ask.rounds, self.name),
+            devices=self._devices,
+            private=private,
+            augment=kit.augment,
+        )
+        delta = read_vector(model, kit.layout)
+        delta -= received
+        vectors, self._state = self._rule.update(
+            memory, delta, trained.steps, trained.learning_rate
+        )
+        self._local = local_tensors(model, kit.layout)
+        return Update(kit.layout.digest, vectors, self._weight())
+
+    def _weight(self) -> float:
+        aggregation = self._kit.task.aggregation
+        if aggregation.weight == "equal":
+            return 1.0
+        return float(min(len(self._rows), aggregation.weight_bound))
+
+    def _may_evaluate(self) -> bool:
+        privacy = self._agreement.privacy
+        return not privacy.record.enabled or EVALUATION in privacy.outside_epsilon
+
+    def _check(self, ask: Ask) -> None:
+        """Refuse an ask that is not what was agreed to."""
+        kit, agreement = self._kit, self._agreement
+
+        def refuse(code: str, what: str) -> Refused:
+            return Refused(Problem(code, what, where=f"round {ask.round_number}"))
+
+        if ask.task != kit.task.digest:
+            raise refuse("LF4501", f"task {ask.task[:12]} is not {kit.task.digest[:12]}, as agreed")
+        if ask.layout != kit.layout.digest:
+            raise refuse("LF4502", "the model's layout is not the one this task gives here")
+        if ask.rounds != agreement.rounds or not 1 <= ask.round_number <= agreement.rounds:
+            raise refuse(
+                "LF4503", f"round {ask.round_number} of {ask.rounds}, agreed {agreement.rounds}"
+            )
+        if ask.seed != agreement.seed:
+            raise refuse("LF4504", "another seed than agreed")
+        for name, vector in ask.vectors.items():
+            if vector.dtype != np.float32 or vector.shape != (kit.layout.size,):
+                raise refuse("LF4505", f"vector {name!r} does not fit the layout")
+            if not np.isfinite(vector).all():
+                raise RunError(Problem("LF5302", f"vector {name!r} is not finite"))
+        if MODEL not in ask.vectors:
+            raise refuse("LF4505", "the ask holds no model")

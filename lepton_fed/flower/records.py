@@ -1,0 +1,183 @@
+"""Asks and replies as Flower records, and back.
+
+Vectors travel as raw little-endian float32 (no per-array header, read without a copy). What comes
+back is untrusted: each field is checked for presence, type and size, and anything else is an
+UpdateRefused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from lepton_fed.core.exchange import Ask, Reply, Update, legible
+from lepton_fed.core.layout import Vector
+from lepton_fed.errors import Problem, UpdateRefused
+
+__all__ = ["ask_to_record", "record_to_ask", "record_to_reply", "reply_to_record"]
+
+_VECTORS = "vectors"
+_COUNTS = "counts"
+_HEAD = "head"
+_LONGEST_NAME = 64
+_RAW = {"float32": ("lepton.f4le", "<f4"), "float64": ("lepton.f8le", "<f8")}
+
+
+def ask_to_record(ask: Ask) -> RecordDict:
+    """Return an ask as records."""
+    head = ConfigRecord(
+        {
+            "run": ask.run,
+            "task": ask.task,
+            "layout": ask.layout,
+            "round": ask.round_number,
+            "rounds": ask.rounds,
+            "seed": ask.seed,
+            "train": ask.train,
+            "evaluate": ask.evaluate,
+        }
+    )
+    return RecordDict({_HEAD: head, _VECTORS: _arrays(ask.vectors)})
+
+
+def record_to_ask(record: RecordDict) -> Ask:
+    """Return the ask that records hold.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    return Ask(
+        run=_field(head, "run", str),
+        task=_field(head, "task", str),
+        layout=_field(head, "layout", str),
+        round_number=_field(head, "round", int),
+        rounds=_field(head, "rounds", int),
+        seed=_field(head, "seed", int),
+        train=_field(head, "train", bool),
+        evaluate=_field(head, "evaluate", bool),
+        vectors=_vectors(record),
+    )
+
+
+def reply_to_record(reply: Reply) -> RecordDict:
+    """Return a reply as records; the site's name is not among them: the transport knows it."""
+    head: dict[str, Any] = {}
+    if reply.refusal is not None:
+        head["refusal"] = reply.refusal.code
+        head["why"] = reply.refusal.what
+    if reply.epsilon is not None:
+        head["epsilon"] = reply.epsilon
+    if reply.noise_multiplier is not None:
+        head["noise_multiplier"] = reply.noise_multiplier
+    records: dict[str, Any] = {}
+    if reply.update is not None:
+        head["layout"] = reply.update.layout
+        head["weight"] = reply.update.weight
+        records[_VECTORS] = _arrays(reply.update.vectors)
+    if reply.counts is not None:
+        records[_COUNTS] = ArrayRecord({_COUNTS: _raw(reply.counts)})
+    return RecordDict({_HEAD: ConfigRecord(head), **records})
+
+
+def record_to_reply(site: str, record: RecordDict) -> Reply:
+    """Return the reply that records hold.
+
+    Args:
+        site: Name of the site that was asked.
+        record: What came back.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    refusal = None
+    if "refusal" in head:
+        code, why = _field(head, "refusal", str), _field(head, "why", str)
+        refusal = Problem(legible(code, 16), legible(why, 200), where=site)
+    update = None
+    if _VECTORS in record:
+        update = Update(
+            _field(head, "layout", str), _vectors(record), _field(head, "weight", float)
+        )
+    counts: npt.NDArray[np.float64] | None = None
+    if _COUNTS in record:
+        counts = _read(_array(record, _COUNTS, _COUNTS), "float64")
+    return Reply(
+        site,
+        update=update,
+        counts=counts,
+        refusal=refusal,
+        sent_bytes=_payload(record),
+        epsilon=_field(head, "epsilon", float) if "epsilon" in head else None,
+        noise_multiplier=(
+            _field(head, "noise_multiplier", float) if "noise_multiplier" in head else None
+        ),
+    )
+
+
+def _arrays(vectors: Mapping[str, Vector]) -> ArrayRecord:
+    return ArrayRecord({name: _raw(vector) for name, vector in vectors.items()})
+
+
+def _raw(vector: npt.NDArray[np.floating]) -> Array:
+    name = vector.dtype.name
+    stype, order = _RAW[name]
+    return Array(name, tuple(vector.shape), stype, vector.astype(order, copy=False).tobytes())
+
+
+def _read(array: Array, dtype: str) -> npt.NDArray[Any]:
+    stype, order = _RAW[dtype]
+    if array.dtype != dtype or array.stype != stype:
+        given = f"{legible(array.dtype, 20)} as {legible(array.stype, 20)}"
+        raise _refusal(f"an array is {given}, not {dtype} as {stype}")
+    shape = tuple(array.shape)
+    wanted = int(np.dtype(order).itemsize) * (shape[0] if len(shape) == 1 else -1)
+    if len(array.data) != wanted:
+        raise _refusal(f"an array of shape {legible(str(shape), 40)} holds {len(array.data)} bytes")
+    return np.frombuffer(array.data, dtype=order)
+
+
+def _vectors(record: RecordDict) -> dict[str, Vector]:
+    arrays = record.get(_VECTORS)
+    if not isinstance(arrays, ArrayRecord):
+        raise _refusal("no vectors")
+    if any(len(name) > _LONGEST_NAME for name in arrays):
+        raise _refusal(f"a vector's name is longer than {_LONGEST_NAME}")
+    return {name: _read(array, "float32") for name, array in arrays.items()}
+
+
+def _array(record: RecordDict, name: str, key: str) -> Array:
+    arrays = record.get(name)
+    if not isinstance(arrays, ArrayRecord) or key not in arrays:
+        raise _refusal(f"no array {key!r}")
+    return arrays[key]
+
+
+def _head(record: RecordDict) -> ConfigRecord:
+    head = record.get(_HEAD)
+    if not isinstance(head, ConfigRecord):
+        raise _refusal("no head")
+    return head
+
+
+def _field(head: ConfigRecord, name: str, kind: type[Any]) -> Any:
+    value = head.get(name)
+    # bool is an int to Python; an ask's round is not True.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise _refusal(f"field {name!r} is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def _payload(record: RecordDict) -> int:
+    """Return the bytes of the arrays: what a message weighs but for its envelope."""
+    records = [item for item in record.values() if isinstance(item, ArrayRecord)]
+    return sum(len(array.data) for arrays in records for array in arrays.values())
+
+
+def _refusal(what: str) -> UpdateRefused:
+    return UpdateRefused(Problem("LF4411", f"malformed message: {what}"))

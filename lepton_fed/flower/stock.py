@@ -1,0 +1,162 @@
+"""A stock ``flwr.serverapp.strategy`` object as the server half of a strategy.
+
+The round loop, selection and admission stay lepton-fed's: replies are checked before the stock
+strategy sees them, so a NaN or a negative weight never reaches it. It needs single updates, so it
+refuses secure aggregation, and it sums floats, in the order of the sites' names. Only its server
+half is used: what a stock strategy expects of a ClientApp (FedProx's term, say) is a site rule
+here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flwr.serverapp.strategy as stock_strategies
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+from lepton_fed.core.layout import Vector
+from lepton_fed.errors import ConfError, Problem, RunError
+from lepton_fed.flower.compat import COORDINATOR_NODE, AppExitException
+from lepton_fed.flower.grid import InProcessGrid
+from lepton_fed.strategies.base import (
+    DELTA,
+    Each,
+    Needs,
+    PlainSite,
+    ServerState,
+    Strategy,
+    Sum,
+)
+
+__all__ = ["StockServer", "flower", "from_flower"]
+
+_log = logging.getLogger("lepton_fed.strategy")
+
+_OF_TREES = (stock_strategies.FedXgbBagging, stock_strategies.FedXgbCyclic)
+_ARRAYS = "arrays"
+_MODEL = "model"
+
+
+@dataclass(frozen=True)
+class StockServer:
+    """Hands admitted updates to a stock strategy and takes its model.
+
+    Args:
+        strategy: The stock strategy; it keeps its own state between rounds.
+        weight_key: Name under which it looks for a reply's weight.
+    """
+
+    strategy: FlowerStrategy
+    weight_key: str = "num-examples"
+    needs: Needs = "each"
+
+    def init(self, model: Vector) -> ServerState:
+        """Return no state: a stock strategy keeps its own."""
+        del model
+        return {}
+
+    def sends(self, state: ServerState) -> Mapping[str, Vector]:
+        """Send nothing beside the model."""
+        del state
+        return {}
+
+    def step(
+        self, state: ServerState, model: Vector, aggregate: Sum | Each
+    ) -> tuple[ServerState, Vector]:
+        """Return the model that the stock strategy makes of the round's updates.
+
+        Raises:
+            RunError: It wants something of the sites that they do not send.
+        """
+        if isinstance(aggregate, Sum):
+            raise TypeError("a stock strategy needs single updates")
+        number, sites = aggregate.round_number, aggregate.contributors
+        if len(sites) < _least_nodes(self.strategy, len(sites)):
+            # It would wait for more nodes, for ever.
+            _log.warning("strategy.below_minimum round=%s sites=%s", number, len(sites))
+            return state, model
+        grid = InProcessGrid(ClientApp(), [{} for _ in sites])
+        # It may keep the model it sends (the server optimisers do), so it is asked to send it.
+        asks = self.strategy.configure_train(number, _record(model), ConfigRecord(), grid)
+        content = RecordDict({_ARRAYS: ArrayRecord()})
+        by_node = {message.metadata.dst_node_id: message for message in asks}
+        replies = []
+        for node, site in enumerate(sites, start=COORDINATOR_NODE + 1):
+            ask = by_node.get(node) or Message(content, node, "train")
+            moved = model + aggregate.read(site, DELTA, slice(0, model.size))
+            metrics = MetricRecord({self.weight_key: aggregate.weight(site)})
+            records = RecordDict({_ARRAYS: _record(moved), "metrics": metrics})
+            replies.append(Message(records, reply_to=ask))
+        try:
+            arrays, _ = self.strategy.aggregate_train(number, replies)
+        except AppExitException as error:
+            raise RunError(
+                Problem("LF5305", f"{type(self.strategy).__name__} cannot aggregate: {error}",
+                        key="strategy.arguments", remedy="another strategy, or other arguments")
+            ) from error  # fmt: skip
+        if arrays is None:
+            return state, model
+        return state, np.asarray(arrays[_MODEL].numpy(), dtype=np.float32).reshape(model.shape)
+
+
+def from_flower(strategy: FlowerStrategy) -> Strategy:
+    """Return a stock strategy object as a strategy of lepton-fed.
+
+    Args:
+        strategy: For example ``flwr.serverapp.strategy.FedAdam(eta=0.01)``.
+    """
+    weight_key = getattr(_innermost(strategy), "weighted_by_key", "num-examples")
+    server = StockServer(strategy, weight_key)
+    return Strategy(f"flower:{type(strategy).__name__}", PlainSite(), server)
+
+
+def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
+    """Return a stock strategy by name, for a conf.
+
+    Args:
+        strategy: Name of a class in ``flwr.serverapp.strategy``, for example ``FedAdam``.
+        arguments: Its arguments.
+
+    Raises:
+        ConfError: There is no such strategy, or it refuses its arguments.
+    """
+    found = getattr(stock_strategies, strategy, None)
+    key = "strategy.arguments"
+    if not (isinstance(found, type) and issubclass(found, FlowerStrategy)) or issubclass(
+        found, _OF_TREES
+    ):
+        raise ConfError(
+            Problem("LF1103", f"{strategy!r} is no strategy of flwr that averages models",
+                    key=f"{key}.strategy",
+                    remedy="a class of flwr.serverapp.strategy: FedAdam, FedYogi, FedMedian, ...")
+        )  # fmt: skip
+    try:
+        return from_flower(found(**(arguments or {})))
+    except (TypeError, ValueError) as error:
+        raise ConfError(
+            Problem("LF1104", f"{strategy} refuses its arguments: {error}", key=f"{key}.arguments")
+        ) from error
+
+
+def _innermost(strategy: FlowerStrategy) -> FlowerStrategy:
+    """Return the strategy inside flwr's wrappers, which carry it as ``strategy``."""
+    while isinstance(inner := getattr(strategy, "strategy", None), FlowerStrategy):
+        strategy = inner
+    return strategy
+
+
+def _least_nodes(strategy: FlowerStrategy, nodes: int) -> int:
+    """Return how many nodes a stock strategy waits for when there are ``nodes``."""
+    inner = _innermost(strategy)
+    least = [getattr(inner, name, 0) for name in ("min_available_nodes", "min_train_nodes")]
+    return max(*least, int(nodes * getattr(inner, "fraction_train", 1.0)))
+
+
+def _record(vector: Vector) -> ArrayRecord:
+    return ArrayRecord({_MODEL: Array(vector)})

@@ -1,0 +1,230 @@
+"""A run's folder: its record, readable without lepton-fed.
+
+runs/<UTC time>-<task>-<short id>/
+  conf.yaml                        as resolved
+  events.jsonl                     append-only, hash-chained
+  metrics.csv                      round, site, metric, value
+  checkpoints/round-0007.safetensors
+  model.safetensors                the final model, tensors by name
+  summary.json                     what the run has to say
+  sites/<name>/ledger.jsonl        simulations: what each site's records have spent
+  bundle/                          made by `lepton-fed export`
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_fed.core.decode import decode, strict_json
+from lepton_fed.core.digests import plain
+from lepton_fed.core.layout import Layout, Vector
+from lepton_fed.errors import Problem, RunError
+from lepton_fed.runs.files import read_tensors, write_atomic, write_tensors
+from lepton_fed.runs.summary import RunSummary
+
+__all__ = ["ALL_SITES", "RunFolder", "find_run", "list_runs"]
+
+_CHECKPOINTS = 2  # the newest, and one to fall back on
+
+ALL_SITES = "all"
+"""Stands for all sites together in metrics.csv."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, task: str, conf: str) -> RunFolder:
+        """Make the folder of a new run.
+
+        Args:
+            root: Folder of all runs; made when missing.
+            task: Name of the task.
+            conf: The resolved conf, YAML.
+
+        Raises:
+            RunError: The folder cannot be made.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        path = root / f"{stamp}-{task}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+            (path / "checkpoints").mkdir()
+            write_atomic(path / "conf.yaml", conf.encode())
+        except OSError as error:
+            raise RunError(
+                Problem("LF5201", f"the run's folder cannot be made: {error.strerror}",
+                        where=str(path), key="runs", remedy="give `runs` a folder you may write to")
+            ) from error  # fmt: skip
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        """Return the run's name."""
+        return self.path.name
+
+    @property
+    def conf(self) -> Path:
+        """Return the path of the resolved conf."""
+        return self.path / "conf.yaml"
+
+    @property
+    def events(self) -> Path:
+        """Return the path of the event log."""
+        return self.path / "events.jsonl"
+
+    @property
+    def bundle(self) -> Path:
+        """Return the path of the bundle."""
+        return self.path / "bundle"
+
+    def site(self, name: str) -> Path:
+        """Return the folder of a simulated site's own records."""
+        return self.path / "sites" / name
+
+    def append_metrics(self, round_number: int, values: Mapping[str, Mapping[str, float]]) -> None:
+        """Append metrics to ``metrics.csv``.
+
+        Args:
+            round_number: Round after which the model has them.
+            values: By site (:data:`ALL_SITES` for all together), then by metric.
+        """
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        path = self.path / "metrics.csv"
+        if not path.exists():
+            rows.writerow(["round", "site", "metric", "value"])
+        for site, metrics in values.items():
+            rows.writerows(
+                [round_number, site, name, repr(float(v))] for name, v in metrics.items()
+            )
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.getvalue())
+
+    def write_checkpoint(
+        self,
+        round_number: int,
+        tensors: Mapping[str, npt.NDArray[np.generic]],
+        about: Mapping[str, str],
+    ) -> None:
+        """Write what a run needs to go on after a round; the newest two are kept.
+
+        Args:
+            round_number: The finished round.
+            tensors: The model and the strategy's state, by name.
+            about: Digests and numbers that go with them.
+        """
+        folder = self.path / "checkpoints"
+        write_tensors(folder / f"round-{round_number:04d}.safetensors", tensors, about)
+        # By length first: as text round-10000 comes before round-9999.
+        written = sorted(folder.glob("round-*.safetensors"), key=lambda p: (len(p.name), p.name))
+        for old in written[:-_CHECKPOINTS]:
+            old.unlink()
+
+    def write_model(self, layout: Layout, model: Vector, about: Mapping[str, str]) -> None:
+        """Write the final model, tensors by name."""
+        write_tensors(self.path / "model.safetensors", layout.views(model), about)
+
+    def read_model(self, layout: Layout) -> Vector:
+        """Return the final model as a vector.
+
+        Raises:
+            RunError: The run has no final model, one of another layout, or a broken file.
+        """
+        path = self.path / "model.safetensors"
+        if not path.exists():
+            raise RunError(
+                Problem("LF5202", "this run has no final model", where=str(path),
+                        remedy="`lepton-fed runs list` shows which runs are finished")
+            )  # fmt: skip
+        try:
+            tensors, about = read_tensors(path)
+            if about.get("layout") != layout.digest:
+                raise ValueError("its layout is another")
+            return layout.gather(tensors)
+        except ValueError as error:
+            raise RunError(
+                Problem("LF5203", f"this is not the model of the run's task: {error}",
+                        where=str(path), remedy="export with the versions the run was made with")
+            ) from error  # fmt: skip
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write ``summary.json``."""
+        text = json.dumps(plain(summary), indent=2, allow_nan=False)
+        write_atomic(self.path / "summary.json", text.encode() + b"\n")
+
+    def read_summary(self) -> RunSummary | None:
+        """Return the summary; None while the run is not finished.
+
+        Raises:
+            RunError: The file is there but is no summary.
+        """
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        try:
+            return decode(RunSummary, strict_json(path.read_bytes()))
+        except ValueError as error:
+            raise RunError(
+                Problem("LF5204", f"this is no run summary: {error}", where=str(path),
+                        remedy="do not rely on this run's record")
+            ) from error  # fmt: skip
+
+
+def list_runs(root: Path) -> list[RunFolder]:
+    """Return all runs below ``root``, the newest last."""
+    if not root.is_dir():
+        return []
+
+    def age(conf: Path) -> tuple[str, int, str]:
+        # Names are to the second; conf.yaml is written once, so its time orders those of a second.
+        name = conf.parent.name
+        return name.partition("-")[0], conf.stat().st_mtime_ns, name
+
+    return [RunFolder(conf.parent) for conf in sorted(root.glob("*/conf.yaml"), key=age)]
+
+
+def find_run(words: str, root: Path) -> RunFolder:
+    """Return the run that words name: a folder, a run's name or its end, or ``last``.
+
+    Args:
+        words: What the user typed.
+        root: Folder of all runs.
+
+    Raises:
+        RunError: No run, or more than one, goes by these words.
+    """
+    if (Path(words) / "conf.yaml").is_file():
+        return RunFolder(Path(words))
+    runs = list_runs(root)
+    if words == "last" and runs:
+        return runs[-1]
+    matching = [run for run in runs if run.name == words or run.name.endswith(f"-{words}")]
+    if len(matching) == 1:
+        return matching[0]
+    what = "more than one run goes" if matching else "no run goes"
+    raise RunError(
+        Problem("LF5205", f"{what} by {words!r}", where=str(root),
+                remedy=f"one of: {_names(matching or runs)}")
+    )  # fmt: skip
+
+
+def _names(runs: Iterable[RunFolder]) -> str:
+    return ", ".join(run.name for run in list(runs)[-5:]) or "none; `lepton-fed simulate` makes one"

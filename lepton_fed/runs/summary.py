@@ -1,0 +1,78 @@
+"""What a finished run has to say, as plain data: `summary.json` in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["RunSummary", "SiteSummary"]
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """One site's part in a run.
+
+    Args:
+        name: Name of the site.
+        rounds: Rounds in which its update was used.
+        metrics: Metrics of the final model on the site's held-out rows, by name; empty when the
+            site sends none.
+        epsilon: Epsilon its records spent in this run; None without record-level DP.
+        noise_multiplier: Noise standard deviation over the clipping norm; None without DP.
+        update_bytes: Bytes of one update as sent.
+    """
+
+    name: str
+    rounds: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    update_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """A finished run.
+
+    Args:
+        run: Name of the run (its folder's name).
+        task: Digest of the task.
+        layout: Digest of the model's layout.
+        model: Digest of the final model.
+        digest: Run digest: task, seed, contributors and models of every round.
+        repeatable: Whether a second run promises the same run digest (CPU and no DP noise).
+        seed: Seed of the run.
+        rounds: Rounds finished.
+        strategy: Name of the strategy.
+        parameters: Numbers of the model that are trained together.
+        metrics: Metrics of the final model over all sites' held-out rows.
+        error_bounds: Error bound of a metric that is not exact (AUC), by name.
+        delta: Delta of every site's epsilon; None without record-level DP.
+        clip: Per-record clipping norm; None without record-level DP.
+        outside_epsilon: Numbers derived from rows that left the sites uncovered by epsilon.
+        finished: UTC time, ISO 8601.
+        seconds: Wall-clock seconds of the run.
+        versions: Versions of the libraries used, by name.
+        sites: The sites, by name.
+        events: Hash of the event log's last line: what the log is held to.
+    """
+
+    run: str
+    task: str
+    layout: str
+    model: str
+    digest: str
+    repeatable: bool
+    seed: int
+    rounds: int
+    strategy: str
+    parameters: int
+    metrics: dict[str, float]
+    error_bounds: dict[str, float]
+    delta: float | None
+    clip: float | None
+    outside_epsilon: list[str]
+    finished: str
+    seconds: float
+    versions: dict[str, str]
+    sites: list[SiteSummary]
+    events: str = ""

@@ -1,0 +1,1 @@
+"""The coordinator: rounds, admission of replies, checkpoints."""

@@ -1,0 +1,101 @@
+"""Which replies may be added to the sum. A bad one is refused and named; it never ends a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lepton_fed.core.exchange import Reply, Update, legible
+from lepton_fed.core.layout import Layout, Vector
+from lepton_fed.core.task import Aggregation
+from lepton_fed.errors import Problem, UpdateRefused
+
+__all__ = ["admit", "admit_claims"]
+
+_SLICE = 1 << 14  # elements widened at a time: the double-precision temporaries stay in cache
+
+
+def admit(
+    update: Update, layout: Layout, aggregation: Aggregation, vectors: Sequence[str], site: str
+) -> float:
+    """Check an update before it is added.
+
+    Args:
+        update: What the site sent; nothing about it is trusted.
+        layout: The run's layout.
+        aggregation: The task's bounds.
+        vectors: Names of the vectors the strategy wants.
+        site: Name of the site, as the transport knows it.
+
+    Returns:
+        The largest Euclidean norm among its vectors.
+
+    Raises:
+        UpdateRefused: Another layout, a missing or extra vector, another length or element type,
+            a value that is not finite, a norm or weight out of bounds.
+    """
+
+    def refuse(code: str, what: str) -> UpdateRefused:
+        return _refusal(code, what, site)
+
+    if update.layout != layout.digest:
+        given = legible(update.layout, 12)
+        raise refuse("LF4401", f"layout {given} is not the run's {layout.digest[:12]}")
+    if sorted(update.vectors) != sorted(vectors):
+        given = legible(str(sorted(update.vectors)), 80)
+        raise refuse("LF4402", f"vectors {given}, wanted {sorted(vectors)}")
+    weight = update.weight
+    if not isinstance(weight, float):
+        raise refuse("LF4403", f"a weight of type {type(weight).__name__}")
+    if not 0 < weight <= aggregation.weight_bound:  # NaN compares false
+        raise refuse("LF4403", f"weight {weight:g} is not in (0, {aggregation.weight_bound:g}]")
+    largest = 0.0
+    for name in vectors:
+        vector = update.vectors[name]
+        if not isinstance(vector, np.ndarray) or vector.dtype != np.float32:
+            raise refuse("LF4404", f"vector {name!r} is not float32")
+        if vector.shape != (layout.size,):
+            raise refuse(
+                "LF4404", f"vector {name!r} has shape {vector.shape}, not ({layout.size},)"
+            )
+        norm = _norm(vector)
+        if not math.isfinite(norm):
+            raise refuse("LF4405", f"vector {name!r} holds NaN or infinities")
+        if norm > aggregation.norm_bound:
+            raise refuse("LF4406", f"norm {norm:.4g} exceeds {aggregation.norm_bound:g}")
+        largest = max(largest, norm)
+    return largest
+
+
+def admit_claims(reply: Reply) -> None:
+    """Check what a reply says of its site's privacy: it goes into the run's record as it stands.
+
+    Args:
+        reply: What came back; nothing about it is trusted.
+
+    Raises:
+        UpdateRefused: An epsilon or a noise multiplier is negative or not finite.
+    """
+    for name, claim in (("epsilon", reply.epsilon), ("noise multiplier", reply.noise_multiplier)):
+        if claim is not None and not 0 <= claim < math.inf:  # NaN compares false
+            raise _refusal("LF4412", f"{name} {claim:g} is not a finite number", reply.site)
+
+
+def _refusal(code: str, what: str, site: str) -> UpdateRefused:
+    remedy = "its contribution to this round is left out"
+    return UpdateRefused(Problem(code, what, where=site, remedy=remedy))
+
+
+def _norm(vector: Vector) -> float:
+    """Return the Euclidean norm, NaN for a vector that is not finite."""
+    squares = 0.0
+    for start in range(0, vector.size, _SLICE):
+        part = vector[start : start + _SLICE]
+        # Before widening: a signalling NaN makes that a warning.
+        if not np.isfinite(part).all():
+            return math.nan
+        wide = part.astype(np.float64)
+        squares += float(wide @ wide)
+    return math.sqrt(squares)

@@ -1,0 +1,61 @@
+"""What `lepton-fed check` looks at for a coordinator: everything but the sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lepton_fed.config.schema import Rounds, ServerConf
+from lepton_fed.core.ring import RingEncoding
+from lepton_fed.core.task import Task
+from lepton_fed.export.keys import load_private_key
+from lepton_fed.export.signature import fingerprint
+from lepton_fed.runs.checks import Checklist
+from lepton_fed.server.rounds import plan_encoding
+from lepton_fed.training.kit import TaskKit, build_kit
+
+__all__ = ["check_server", "check_task", "describe_encoding"]
+
+
+def check_server(conf: ServerConf) -> Checklist:
+    """Check a coordinator's conf.
+
+    Args:
+        conf: The conf.
+    """
+    checks = Checklist()
+    check_task(checks, conf.task, conf.seed)
+    checks.add(
+        "signing key",
+        lambda: load_private_key(Path(conf.signing_key)),
+        lambda key: fingerprint(key.public_key()),
+    )
+    return checks
+
+
+def check_task(checks: Checklist, task: Task, seed: int) -> TaskKit | None:
+    """Check that a task's preprocessing and model can be built, and say what they are."""
+    return checks.add(
+        "task",
+        lambda: build_kit(task, seed),
+        lambda kit: f"{kit.layout.size:,} parameters, digest {task.digest[:12]}",
+    )
+
+
+def describe_encoding(task: Task, rounds: Rounds, sites: int) -> str:
+    """Return how updates are added, in words.
+
+    Args:
+        task: The task.
+        rounds: Selection of sites.
+        sites: Number of sites.
+
+    Raises:
+        TaskError: The ring has no room for the cohort.
+    """
+    encoding: RingEncoding = plan_encoding(task, max(1, round(rounds.fraction * sites)))
+    error = encoding.error_bound(1, 1.0)
+    text = f"{encoding.bits}-bit ring, grid {encoding.grid:.1e}, error of a mean below {error:.1e}"
+    if task.aggregation.weight == "equal":
+        return text
+    lost = encoding.bits_lost_to_weight(1.0)
+    return f"{text}; a site of one row loses {lost:.1f} bits to its weight"

@@ -1,0 +1,418 @@
+"""The round loop: select, ask, admit, add, step, checkpoint.
+
+Replies are taken one at a time and added to a running sum in the integer ring; no list of models is
+ever held, and the result does not depend on who answered first. A bad reply is refused and named. A
+round with fewer usable updates than the quorum leaves the model as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_fed.config.schema import Rounds
+from lepton_fed.core.exchange import MODEL, Ask, Reply
+from lepton_fed.core.layout import Layout, Vector, vector_digest
+from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.ring import RingEncoding, RingSum
+from lepton_fed.core.run_digest import RunDigest
+from lepton_fed.core.task import Task
+from lepton_fed.errors import Problem, RunError, TaskError, UpdateRefused
+from lepton_fed.runs.events import EventLog
+from lepton_fed.runs.folder import ALL_SITES, RunFolder
+from lepton_fed.server.admission import admit, admit_claims
+from lepton_fed.server.select import select_cohort
+from lepton_fed.server.spill import Spill
+from lepton_fed.strategies.base import Each, ServerState, Strategy, Sum
+
+__all__ = ["Coordinator", "Outcome", "SiteRecord", "Transport", "plan_encoding"]
+
+
+_NOT_ASKED = Problem("LF4407", "it was not asked")
+_SECOND_REPLY = Problem("LF4410", "a second reply to one ask")
+
+
+class Transport(Protocol):
+    """Carries asks to sites and their replies back."""
+
+    def sites(self) -> Sequence[str]:
+        """Return the names of the sites that can be asked now."""
+
+    def exchange(self, sites: Sequence[str], ask: Ask) -> Iterator[Reply]:
+        """Ask sites and yield their replies as they come, each site's at most once.
+
+        Args:
+            sites: Names of the sites.
+            ask: What is asked; the same of all.
+        """
+
+
+@dataclass
+class SiteRecord:
+    """What the coordinator knows of a site after a run.
+
+    Args:
+        rounds: Rounds in which its update was used.
+        metrics: Metrics of the newest model it evaluated.
+        epsilon: Epsilon it says its records have spent; None when it says nothing.
+        noise_multiplier: Noise multiplier it says it uses.
+        update_bytes: Bytes of its largest reply.
+    """
+
+    rounds: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    update_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run.
+
+    Args:
+        model: The final model, ``[layout.size]`` float32.
+        digest: Run digest.
+        metrics: Metrics of the final model over all sites.
+        error_bounds: Error bound of those that are not exact.
+        sites: What is known of each site, by name.
+    """
+
+    model: Vector
+    digest: str
+    metrics: Mapping[str, float]
+    error_bounds: Mapping[str, float]
+    sites: Mapping[str, SiteRecord]
+
+
+class Coordinator:
+    """Runs the rounds of one run.
+
+    Args:
+        task: The task.
+        layout: The model's layout.
+        plan: What is counted in an evaluation.
+        strategy: The strategy; only its server half is used.
+        rounds: Length of the run and choice of sites.
+        seed: Seed of the run.
+        folder: The run's folder.
+        log: Its event log.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        layout: Layout,
+        plan: MetricsPlan,
+        strategy: Strategy,
+        rounds: Rounds,
+        seed: int,
+        *,
+        folder: RunFolder,
+        log: EventLog,
+    ) -> None:
+        self._task = task
+        self._layout = layout
+        self._plan = plan
+        self._strategy = strategy
+        self._rounds = rounds
+        self._seed = seed
+        self._folder = folder
+        self._log = log
+        self._sites: dict[str, SiteRecord] = {}
+
+    def run(self, transport: Transport, initial: Vector) -> Outcome:
+        """Run all rounds and a last evaluation.
+
+        Args:
+            transport: Reaches the sites.
+            initial: The model before the first round, ``[layout.size]`` float32.
+
+        Raises:
+            RunError: No site can be reached, no round reached the quorum, or the strategy made
+                something else than a model.
+            TaskError: The ring has no room for the cohort at the task's bounds.
+        """
+        names = sorted(transport.sites())
+        if not names:
+            raise RunError(Problem("LF5001", "no site can be reached", remedy="start the sites"))
+        self._sites = {name: SiteRecord() for name in names}
+        model = initial.copy()
+        state = self._strategy.server.init(model)
+        digest = RunDigest(self._task.digest, self._seed)
+        used = 0
+        for number in range(1, self._rounds.count + 1):
+            cohort = select_cohort(names, self._rounds.fraction, self._seed, number)
+            self._log.emit(
+                "round.started", round=number, rounds=self._rounds.count, cohort=list(cohort)
+            )
+            contributors, state, model = self._round(transport, number, cohort, state, model)
+            used += bool(contributors)
+            model_digest = vector_digest(self._layout, model)
+            digest.add_round(number, contributors, model_digest)
+            self._checkpoint(number, state, model, digest.value)
+            self._log.emit(
+                "round.closed",
+                round=number,
+                rounds=self._rounds.count,
+                sites=list(contributors),
+                model=model_digest,
+                digest=digest.value,
+            )
+        if not used:
+            raise RunError(
+                Problem("LF5002", f"none of {self._rounds.count} rounds reached the quorum of "
+                        f"{self._rounds.quorum} usable updates", where=str(self._folder.events),
+                        key="rounds.quorum", remedy="the event log says why replies were refused")
+            )  # fmt: skip
+        metrics, bounds = self._last_evaluation(transport, names, state, model)
+        return Outcome(model, digest.value, metrics, bounds, self._sites)
+
+    def _round(
+        self,
+        transport: Transport,
+        number: int,
+        cohort: Sequence[str],
+        state: ServerState,
+        model: Vector,
+    ) -> tuple[tuple[str, ...], ServerState, Vector]:
+        """Run one round; return who contributed, and the state and model after it."""
+        intake = _Intake(self._strategy, self._layout, self._task, number, len(cohort),
+                         self._folder.path / "spill")  # fmt: skip
+        evaluation = _Evaluation(self._plan, len(cohort))
+        try:
+            for reply in transport.exchange(cohort, self._ask(number, state, model, train=True)):
+                self._take(reply, cohort, intake, evaluation, number)
+            # What sites evaluated is the model they received: that of the round before.
+            self._report(evaluation, number - 1)
+            if len(intake.contributors) < self._rounds.quorum:
+                self._log.emit(
+                    "round.below_quorum",
+                    round=number,
+                    usable=len(intake.contributors),
+                    quorum=self._rounds.quorum,
+                )
+                return (), state, model
+            after, moved = self._strategy.server.step(state, model, intake.aggregate())
+            if moved.shape != model.shape or moved.dtype != model.dtype:
+                raise RunError(
+                    Problem("LF5003", f"strategy {self._strategy.name!r} made a model of "
+                            f"{moved.dtype} {moved.shape}, not {model.dtype} {model.shape}",
+                            remedy="its server rule must return the model as it received it")
+                )  # fmt: skip
+            if not np.isfinite(moved).all():
+                self._log.emit("round.model_not_finite", round=number)
+                return (), state, model
+            for site in intake.contributors:
+                self._sites[site].rounds += 1
+            return intake.contributors, after, moved
+        finally:
+            intake.close()
+
+    def _take(
+        self,
+        reply: Reply,
+        cohort: Sequence[str],
+        intake: _Intake,
+        evaluation: _Evaluation,
+        number: int,
+    ) -> None:
+        problem = reply.refusal if reply.site in cohort else _NOT_ASKED
+        norm = 0.0
+        if problem is None:
+            try:
+                norm = intake.add(reply)
+            except UpdateRefused as error:
+                problem = error.problems[0]
+        if problem is not None:
+            self._refuse(reply.site, number, problem)
+            return
+        record = self._sites[reply.site]
+        record.update_bytes = max(record.update_bytes, reply.sent_bytes)
+        record.epsilon, record.noise_multiplier = reply.epsilon, reply.noise_multiplier
+        self._log.emit(
+            "reply.accepted",
+            round=number,
+            site=reply.site,
+            bytes=reply.sent_bytes,
+            norm=round(norm, 6),
+            epsilon=reply.epsilon,
+        )
+        self._count(reply, evaluation, number)
+
+    def _refuse(self, site: str, number: int, problem: Problem) -> None:
+        self._log.emit(
+            "reply.refused", round=number, site=site, code=problem.code, why=problem.what
+        )
+
+    def _count(self, reply: Reply, evaluation: _Evaluation, number: int) -> None:
+        if reply.counts is None:
+            return
+        complaint = self._plan.complaint(reply.counts)
+        if complaint:
+            self._log.emit(
+                "counts.refused", round=number, site=reply.site, code="LF4408", why=complaint
+            )
+            return
+        evaluation.add(reply.site, reply.counts)
+
+    def _report(self, evaluation: _Evaluation, after_round: int) -> dict[str, float]:
+        """Write down what an evaluation says of the model after a round."""
+        if not evaluation.sites:
+            return {}
+        overall = self._plan.values(evaluation.total())
+        for site, metrics in evaluation.sites.items():
+            self._sites[site].metrics = metrics
+        self._folder.append_metrics(after_round, {ALL_SITES: overall, **evaluation.sites})
+        self._log.emit("model.evaluated", round=after_round, metrics=overall,
+                       sites=sorted(evaluation.sites))  # fmt: skip
+        return overall
+
+    def _last_evaluation(
+        self, transport: Transport, names: Sequence[str], state: ServerState, model: Vector
+    ) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Ask every site to evaluate the final model."""
+        if not self._rounds.evaluate:
+            return {}, {}
+        number = self._rounds.count
+        evaluation = _Evaluation(self._plan, len(names))
+        for reply in transport.exchange(names, self._ask(number, state, model, train=False)):
+            problem = reply.refusal if reply.site in self._sites else _NOT_ASKED
+            if reply.site in evaluation.sites:
+                problem = _SECOND_REPLY
+            if problem is not None:
+                self._refuse(reply.site, number, problem)
+            else:
+                self._count(reply, evaluation, number)
+        metrics = self._report(evaluation, number)
+        return metrics, self._plan.error_bounds(evaluation.total()) if metrics else {}
+
+    def _ask(self, number: int, state: ServerState, model: Vector, *, train: bool) -> Ask:
+        return Ask(
+            run=self._folder.name,
+            task=self._task.digest,
+            layout=self._layout.digest,
+            round_number=number,
+            rounds=self._rounds.count,
+            seed=self._seed,
+            train=train,
+            evaluate=self._rounds.evaluate,
+            vectors={MODEL: model, **(self._strategy.server.sends(state) if train else {})},
+        )
+
+    def _checkpoint(self, number: int, state: ServerState, model: Vector, digest: str) -> None:
+        about = {
+            "round": str(number),
+            "digest": digest,
+            "task": self._task.digest,
+            "layout": self._layout.digest,
+        }
+        arrays = {MODEL: model, **{f"state/{name}": value for name, value in state.items()}}
+        self._folder.write_checkpoint(number, arrays, about)
+
+
+def plan_encoding(task: Task, cohort: int) -> RingEncoding:
+    """Return how a round's updates are added.
+
+    Args:
+        task: The task; its bounds decide.
+        cohort: Largest number of updates in a round.
+
+    Raises:
+        TaskError: The ring has no room for the cohort at the task's bounds.
+    """
+    try:
+        # No coordinate exceeds the norm, so the norm's bound is the coordinate's too.
+        return RingEncoding.plan(
+            cohort=cohort,
+            coordinate_bound=task.aggregation.norm_bound,
+            weight_bound=task.aggregation.weight_bound,
+        )
+    except ValueError as error:
+        raise TaskError(
+            Problem("LF3401", str(error), key="task.aggregation.norm_bound",
+                    remedy="a smaller norm_bound, or fewer sites in a round")
+        ) from error  # fmt: skip
+
+
+class _Intake:
+    """The updates of one round, as the strategy needs them: added up, or spilled to disk."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        layout: Layout,
+        task: Task,
+        number: int,
+        cohort: int,
+        spill: Path,
+    ) -> None:
+        self._layout = layout
+        self._aggregation = task.aggregation
+        self._number = number
+        self._vectors = tuple(strategy.site.vectors)
+        self._names: set[str] = set()
+        self._spill: Spill | None = None
+        self._sums: dict[str, RingSum] = {}
+        if strategy.server.needs == "each":
+            self._spill = Spill(spill, number, layout.size)
+            return
+        encoding = plan_encoding(task, cohort)
+        self._sums = {name: RingSum(encoding, layout.size) for name in self._vectors}
+
+    @property
+    def contributors(self) -> tuple[str, ...]:
+        return tuple(sorted(self._names))
+
+    def add(self, reply: Reply) -> float:
+        """Admit one reply and add it; return its norm."""
+        update = reply.update
+        if update is None:
+            raise UpdateRefused(Problem("LF4409", "the reply holds no update", where=reply.site))
+        if reply.site in self._names:
+            raise UpdateRefused(_SECOND_REPLY)
+        admit_claims(reply)
+        norm = admit(update, self._layout, self._aggregation, self._vectors, reply.site)
+        if self._spill:
+            self._spill.add(reply.site, update.vectors, update.weight)
+        else:
+            try:
+                for name, total in self._sums.items():
+                    total.add(update.vectors[name], update.weight)
+            except ValueError as error:
+                raise UpdateRefused(Problem("LF4403", str(error), where=reply.site)) from error
+        self._names.add(reply.site)
+        return norm
+
+    def aggregate(self) -> Sum | Each:
+        if self._spill:
+            return self._spill
+        means = {name: total.mean() for name, total in self._sums.items()}
+        return Sum(self._number, means, self.contributors)
+
+    def close(self) -> None:
+        if self._spill:
+            self._spill.close()
+
+
+class _Evaluation:
+    """Counts of one model: each site's metrics, and the exact sum over all."""
+
+    def __init__(self, plan: MetricsPlan, cohort: int) -> None:
+        self._plan = plan
+        self._sum = plan.empty_sum(cohort)
+        self.sites: dict[str, dict[str, float]] = {}
+
+    def add(self, site: str, counts: npt.NDArray[np.float64]) -> None:
+        if site in self.sites:
+            return
+        self._sum.add(counts, 1.0)
+        self.sites[site] = self._plan.values(counts)
+
+    def total(self) -> npt.NDArray[np.float64]:
+        return self._sum.sum()

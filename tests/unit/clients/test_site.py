@@ -1,0 +1,633 @@
+"""What a site lets out: only to the agreed ask, only what was agreed, and codes for all else."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lepton_fed.clients import site as site_module
+from lepton_fed.clients.site import EVALUATION, Agreement, Site
+from lepton_fed.config import plugins
+from lepton_fed.config.schema import Privacy, RecordPrivacy, Rounds
+from lepton_fed.core.exchange import MODEL, Ask, Update
+from lepton_fed.core.task import (
+    Aggregation,
+    Column,
+    DataContract,
+    ModelSpec,
+    Numeric,
+    Step,
+    Target,
+    Task,
+    TrainingSpec,
+)
+from lepton_fed.data.dataset import Dataset
+from lepton_fed.errors import DataError, LeptonError, Problem, Refused, TaskError
+from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
+from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.runs.events import EventLog
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.server.rounds import Coordinator
+from lepton_fed.strategies.base import DELTA, PlainSite, Strategy
+from lepton_fed.strategies.fedavg import AddMean, fedavg
+from lepton_fed.training.evaluation import evaluate
+from lepton_fed.training.kit import build_kit
+from lepton_fed.training.local import Moment, train
+
+ROUNDS, SEED = 3, 5
+CPU = [torch.device("cpu")]
+PRIVATE = "patient 4711 has 99.5"
+TASK = Task(
+    data=DataContract(columns=[Column("a"), Column("b")], target=Target(classes=["no", "yes"])),
+    model=ModelSpec("linear"),
+    training=TrainingSpec(batch_size=8, learning_rate=0.2),
+    metrics=["accuracy"],
+)
+DP = Privacy(RecordPrivacy(enabled=True, epsilon=3.0, delta=1e-5, clip=0.5))
+
+
+def dataset(count, seed=0):
+    draws = np.random.Generator(np.random.PCG64(seed))
+    inputs = draws.normal(size=(count, 2)).astype(np.float32)
+    return Dataset(inputs, (inputs @ np.array([1.0, -2.0]) > 0).astype(np.int64))
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Build sites that are closed at the end."""
+    sites = []
+
+    def one(task=TASK, rule=None, privacy=None, rows=None, held_out=None, name="north", kit=None):
+        site = Site(
+            name,
+            kit or build_kit(task, SEED),
+            rule or PlainSite(),
+            dataset(40) if rows is None else rows,
+            dataset(10, seed=1) if held_out is None else held_out,
+            Agreement(ROUNDS, SEED, privacy or Privacy()),
+            devices=CPU,
+            folder=tmp_path / name,
+        )
+        sites.append(site)
+        return site
+
+    yield one
+    for site in sites:
+        site.close()
+
+
+def ask(of=TASK, round_number=1, train=True, evaluate=False, **changes):
+    kit = build_kit(of, SEED)
+    changes = {"vectors": {MODEL: kit.initial}, **changes}
+    asked = Ask(
+        run="run",
+        task=kit.task.digest,
+        layout=kit.layout.digest,
+        round_number=round_number,
+        rounds=ROUNDS,
+        seed=SEED,
+        train=train,
+        evaluate=evaluate,
+        vectors={},
+    )
+    return replace(asked, **changes)
+
+
+def refusal(reply):
+    assert reply.refusal is not None
+    assert (reply.update, reply.counts, reply.epsilon) == (None, None, None)
+    return reply.refusal
+
+
+def test_an_agreed_ask_is_answered_with_what_training_changed(build):
+    reply = build().answer(ask(evaluate=True))
+    kit = build_kit(TASK, SEED)
+    rows = kit.prepare(dataset(40), CPU[0])
+    counts = evaluate(kit.model, kit.prepare(dataset(10, 1), CPU[0]), TASK, kit.plan, CPU[0])
+    moment = Moment(SEED, 1, ROUNDS, "north")
+    train(kit.model, kit.layout, rows, TASK, PlainSite(), None, moment, devices=CPU)
+    trained = nn.utils.parameters_to_vector(kit.model.parameters()).detach().numpy()
+    assert reply.refusal is None
+    assert (reply.site, reply.update.weight, reply.update.layout) == ("north", 1, kit.layout.digest)
+    assert set(reply.update.vectors) == {DELTA}
+    assert reply.update.vectors[DELTA].tobytes() == (trained - kit.initial).tobytes()
+    assert np.array_equal(reply.counts, counts)
+    assert (reply.epsilon, reply.noise_multiplier) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"task": "0" * 64}, "LF4501"),
+        ({"layout": "0" * 64}, "LF4502"),
+        ({"rounds": ROUNDS + 1}, "LF4503"),
+        ({"round_number": 0}, "LF4503"),
+        ({"round_number": ROUNDS + 1}, "LF4503"),
+        ({"seed": SEED + 1}, "LF4504"),
+        ({"vectors": {}}, "LF4505"),
+        ({"vectors": {MODEL: np.zeros(5, np.float32)}}, "LF4505"),
+        ({"vectors": {MODEL: np.zeros((6, 1), np.float32)}}, "LF4505"),
+        ({"vectors": {MODEL: np.zeros(6, np.float64)}}, "LF4505"),
+        ({"vectors": {MODEL: np.zeros(6, np.float32), "c": np.zeros(7, np.float32)}}, "LF4505"),
+        ({"vectors": {MODEL: np.array([0, 0, np.nan, 0, 0, 0], np.float32)}}, "LF5302"),
+        ({"vectors": {MODEL: np.full(6, np.inf, np.float32)}}, "LF5302"),
+    ],
+)
+@pytest.mark.parametrize("privacy", [None, DP])
+def test_an_ask_that_was_not_agreed_to_is_refused_and_costs_nothing(build, changes, code, privacy):
+    site = build(privacy=privacy)
+    for train_, evaluate_ in ((True, False), (False, True)):
+        reply = site.answer(ask(train=train_, evaluate=evaluate_, **changes))
+        assert refusal(reply).code == code
+    assert site.epsilon == (0 if privacy else None)
+    assert site.answer(ask()).update is not None, "the site goes on"
+
+
+def test_the_model_as_received_is_not_changed(build):
+    asked = ask()
+    before = asked.vectors[MODEL].copy()
+    asked.vectors[MODEL].flags.writeable = False
+    assert build().answer(asked).update is not None
+    assert np.array_equal(asked.vectors[MODEL], before)
+
+
+@dataclass(frozen=True)
+class Leaky(PlainSite):
+    """Fails with words that nobody outside may read."""
+
+    error: type = ValueError
+
+    def update(self, memory, delta, steps, learning_rate):
+        if issubclass(self.error, LeptonError):
+            raise self.error(Problem("LF2017", PRIVATE, where=PRIVATE, key=PRIVATE, remedy=PRIVATE))
+        raise self.error(PRIVATE)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError, "LF5301"),
+        (KeyError, "LF5301"),
+        (MemoryError, "LF5301"),
+        (DataError, "LF2017"),
+        (Refused, "LF2017"),
+    ],
+)
+def test_a_failure_leaves_as_a_code_and_nothing_else(build, caplog, error, code):
+    site = build(rule=Leaky(error=error), privacy=DP)
+    with caplog.at_level(logging.ERROR, "lepton_fed.site"):
+        reply = site.answer(ask(evaluate=True))
+    problem = refusal(reply)
+    assert problem.code == code
+    assert (problem.where, problem.key, problem.remedy) == ("", "", "")
+    for field in fields(reply):
+        assert "4711" not in repr(getattr(reply, field.name))
+    assert PRIVATE in caplog.text, "the owner reads it in the site's own log"
+    assert site.epsilon > 0, "the round was charged before it failed"
+
+
+def test_a_failure_in_the_data_leaves_as_a_code(build, monkeypatch):
+    def broken(*given, **named):
+        raise RuntimeError(PRIVATE)
+
+    monkeypatch.setattr(site_module, "train", broken)
+    reply = build().answer(ask())
+    assert refusal(reply).code == "LF5301"
+    assert "4711" not in repr(reply)
+
+
+def test_weights_that_break_leave_as_a_code(build):
+    rows = dataset(40)
+    rows.inputs[7, 1] = np.nan
+    assert refusal(build(rows=rows).answer(ask())).code == "LF5101"
+
+
+@pytest.mark.parametrize(
+    ("privacy", "leaves"),
+    [
+        (Privacy(), True),
+        (DP, False),
+        (replace(DP, outside_epsilon=[EVALUATION]), True),
+        (replace(DP, outside_epsilon=["histograms"]), False),
+    ],
+)
+@pytest.mark.parametrize("train_", [True, False])
+def test_counts_leave_under_dp_only_if_the_privacy_lists_them(build, privacy, leaves, train_):
+    reply = build(privacy=privacy).answer(ask(train=train_, evaluate=True))
+    assert reply.refusal is None
+    assert (reply.counts is not None) == leaves
+    assert (reply.update is not None) == train_
+
+
+def test_an_ask_for_nothing_is_answered_with_nothing(build):
+    reply = build(privacy=DP).answer(ask(train=False))
+    assert (reply.update, reply.counts, reply.refusal, reply.epsilon) == (None, None, None, 0)
+
+
+def test_epsilon_after_each_round_is_the_accountant_s(build):
+    site = build(privacy=DP)
+    event = SampledGaussian(site.noise_multiplier, 8 / 40, 5)
+    for number in range(1, ROUNDS + 1):
+        reply = site.answer(ask(round_number=number))
+        assert reply.epsilon == epsilon_of([event] * number, 1e-5)
+        assert reply.noise_multiplier == site.noise_multiplier
+    assert 0.99 * 3.0 < site.epsilon <= 3.0, "the whole run takes the target, and no more"
+
+
+def test_a_round_beyond_the_budget_is_refused_whoever_asks(build):
+    site = build(privacy=DP)
+    for _ in range(ROUNDS):
+        assert site.answer(ask(round_number=1)).update is not None, "asked twice, charged twice"
+    spent = site.epsilon
+    assert refusal(site.answer(ask(round_number=2))).code == "LF4201"
+    assert refusal(site.answer(ask(round_number=2, run="another"))).code == "LF4201"
+    assert site.epsilon == spent <= 3.0
+    assert site.answer(ask(train=False)).refusal is None
+
+
+def test_the_ledger_outlives_the_site(build):
+    site = build(privacy=DP)
+    site.answer(ask())
+    spent = site.epsilon
+    site.close()
+    assert build(privacy=DP).epsilon == spent
+
+
+def test_a_site_whose_ledger_fails_trains_no_more(build, monkeypatch):
+    site = build(privacy=DP)
+    calls = []
+    monkeypatch.setattr(site_module, "train", lambda *given, **named: calls.append(1))
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", full)
+        assert refusal(site.answer(ask())).code == "LF4202"
+    assert refusal(site.answer(ask())).code == "LF4202"
+    assert not calls
+
+
+def test_what_a_ledger_holds_is_written_before_training_starts(build, monkeypatch, tmp_path):
+    site = build(privacy=DP)
+    lines = []
+
+    def look(*given, **named):
+        lines.append((tmp_path / "north" / "ledger.jsonl").read_bytes().count(b"\n"))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(site_module, "train", look)
+    site.answer(ask())
+    assert lines == [1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"task": replace(TASK, numeric=Numeric(precision="bf16"))}, "LF3305"),
+        ({"privacy": replace(DP, record=replace(DP.record, epsilon=1e-6))}, "LF3301"),
+    ],
+)
+def test_what_does_not_go_with_dp_is_refused_before_anything_is_written(
+    build, tmp_path, changes, code
+):
+    with pytest.raises(TaskError) as caught:
+        build(**{"privacy": DP, **changes})
+    assert caught.value.code == code
+    assert not (tmp_path / "north").exists()
+
+
+def test_a_site_without_rows_is_refused(build):
+    with pytest.raises(DataError, match="LF2101"):
+        build(rows=Dataset(np.empty((0, 2), np.float32), np.empty(0, np.int64)))
+
+
+def test_a_site_without_held_out_rows_counts_nothing(build):
+    empty = Dataset(np.empty((0, 2), np.float32), np.empty(0, np.int64))
+    reply = build(held_out=empty).answer(ask(evaluate=True))
+    assert not reply.counts.any()
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weight"),
+    [
+        (Aggregation(), 1.0),
+        (Aggregation("rows", 1000), 40.0),
+        (Aggregation("rows", 32.5), 32.5),
+        (Aggregation("equal", 1000), 1.0),
+    ],
+)
+def test_a_weight_is_one_or_the_row_count_up_to_its_cap(build, aggregation, weight):
+    task = replace(TASK, aggregation=aggregation)
+    assert build(task).answer(ask(task)).update.weight == weight
+
+
+def test_two_sites_on_one_scratch_model_do_not_see_each_other(build):
+    shared = build_kit(TASK, SEED)
+    one, two = build(kit=shared), build(kit=shared, name="south", rows=dataset(30, 2))
+    together = [site.answer(ask()) for site in (one, two, one)]
+    alone = [build().answer(ask()), build(name="south", rows=dataset(30, 2)).answer(ask())]
+    for reply, expected in zip(together, [*alone, alone[0]], strict=True):
+        assert reply.update.vectors[DELTA].tobytes() == expected.update.vectors[DELTA].tobytes()
+
+
+IMAGES = Task(
+    data=DataContract("image", [1, 4, 4], target=Target(classes=["no", "yes"])),
+    model=ModelSpec("normalised"),
+    training=TrainingSpec(batch_size=8, learning_rate=0.1),
+    metrics=["accuracy"],
+)
+
+
+def normalised(shape, outputs):
+    """A small network with batch normalisation, as a site's owner might have installed it."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, outputs),
+    )
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Make ``normalised`` an installed model."""
+    load = plugins.load
+
+    def with_ours(group, name, *, key=""):
+        ours = (group, name) == ("models", "normalised")
+        return normalised if ours else load(group, name, key=key)
+
+    monkeypatch.setattr(plugins, "load", with_ours)
+
+
+def images(count, mean):
+    draws = np.random.Generator(np.random.PCG64(3))
+    inputs = draws.normal(mean, 1, (count, 1, 4, 4)).astype(np.float32)
+    return Dataset(inputs, draws.integers(0, 2, count))
+
+
+@pytest.mark.usefixtures("install")
+def test_local_tensors_stay_at_their_site_and_survive_the_rounds(build):
+    kit = build_kit(IMAGES, SEED)
+    far, near = (
+        build(IMAGES, kit=kit, name=name, rows=images(24, mean), held_out=images(8, mean))
+        for name, mean in (("far", 50.0), ("near", 0.0))
+    )
+    for number in (1, 2):
+        for site in (far, near):
+            reply = site.answer(ask(IMAGES, round_number=number))
+            assert reply.update.vectors[DELTA].shape == (kit.layout.size,)
+            assert kit.layout.size == 36 + 4 + 8 + 32 + 2
+    # Each has its own statistics, counted over both rounds of three steps.
+    statistics = [site._local for site in (far, near)]
+    assert [int(local["1.num_batches_tracked"]) for local in statistics] == [6, 6]
+    assert {local["1.num_batches_tracked"].dtype for local in statistics} == {np.dtype(np.int64)}
+    means = [np.abs(local["1.running_mean"]).max() for local in statistics]
+    assert means[0] > 10 * means[1]
+    # A site's evaluation uses its own, whoever was asked before it.
+    asked = ask(IMAGES, round_number=3, train=False, evaluate=True)
+    counts = far.answer(asked).counts
+    near.answer(asked)
+    assert np.array_equal(far.answer(asked).counts, counts)
+
+
+@pytest.mark.usefixtures("install")
+def test_a_round_that_failed_leaves_a_site_s_own_tensors_as_they_were(build):
+    class Once(PlainSite):
+        fails = True
+
+        def update(self, memory, delta, steps, learning_rate):
+            if self.fails:
+                raise ValueError
+            return super().update(memory, delta, steps, learning_rate)
+
+    site = build(IMAGES, Once(), rows=images(24, 0.0), held_out=images(8, 0.0))
+    refusal(site.answer(ask(IMAGES)))
+    assert site._local["1.num_batches_tracked"] == 0
+    Once.fails = False
+    site.answer(ask(IMAGES))
+    assert site._local["1.num_batches_tracked"] == 3
+
+
+@pytest.mark.usefixtures("install")
+def test_batch_normalisation_is_refused_with_dp(build, tmp_path):
+    with pytest.raises(TaskError, match="LF3302"):
+        build(IMAGES, privacy=DP, rows=images(24, 0.0), held_out=images(8, 0.0))
+    assert not (tmp_path / "north").exists()
+
+
+CONTROL = "control"
+
+
+@dataclass(frozen=True)
+class Scaffold(PlainSite):
+    """SCAFFOLD's site half: correct each gradient by c - c_i, and send how c_i changed."""
+
+    vectors: tuple[str, ...] = (DELTA, CONTROL)
+
+    def begin(self, start, received, state):
+        general = received[CONTROL]
+        own = state.get(CONTROL, np.zeros_like(general))
+        correction = torch.from_numpy(general - own)
+        sizes = [tensor.numel() for tensor in start.values()]
+        parts = zip(start.items(), torch.split(correction, sizes), strict=True)
+        return general, own, {name: part.view_as(tensor) for (name, tensor), part in parts}
+
+    def gradient(self, memory, name, parameter, gradient):
+        return gradient + memory[2][name]
+
+    def update(self, memory, delta, steps, learning_rate):
+        general, own, _ = memory
+        after = own - general - delta / np.float32(steps * learning_rate)
+        return {DELTA: delta, CONTROL: after - own}, {CONTROL: after}
+
+
+@dataclass(frozen=True)
+class ScaffoldServer(AddMean):
+    """SCAFFOLD's server half: the model and c each move by their mean."""
+
+    def init(self, model):
+        return {CONTROL: np.zeros_like(model)}
+
+    def sends(self, state):
+        return state
+
+    def step(self, state, model, aggregate):
+        _, moved = super().step({}, model, aggregate)
+        return {CONTROL: (state[CONTROL] + aggregate.mean[CONTROL]).astype(np.float32)}, moved
+
+
+class Direct:
+    """A transport without a network."""
+
+    def __init__(self, sites):
+        self._sites = {site.name: site for site in sites}
+
+    def sites(self):
+        return list(self._sites)
+
+    def exchange(self, sites, ask):
+        for name in sites:
+            yield self._sites[name].answer(ask)
+
+
+def run(task, strategy, sites, folder):
+    kit = build_kit(task, SEED)
+    record = RunFolder.create(folder, "task", "")
+    events = []
+    log = EventLog(record.events, (events.append,))
+    coordinator = Coordinator(
+        task, kit.layout, kit.plan, strategy, Rounds(ROUNDS, evaluate=False), SEED,
+        folder=record, log=log,
+    )  # fmt: skip
+    outcome = coordinator.run(Direct(sites), kit.initial)
+    log.close()
+    return outcome, events
+
+
+def scaffold_by_hand(task, parts):
+    """SCAFFOLD on the whole of each site's rows, in double precision, as the paper writes it."""
+    model = build_kit(task, SEED).model.double()
+    parameters = list(model.parameters())
+
+    def flat(tensors):
+        return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+    x = flat(parameters)
+    general, own = torch.zeros_like(x), [torch.zeros_like(x) for _ in parts]
+    rate, steps = task.training.learning_rate, task.training.steps
+    for _ in range(ROUNDS):
+        moves, changes = [], []
+        for index, part in enumerate(parts):
+            y = x.clone()
+            for _ in range(steps):
+                nn.utils.vector_to_parameters(y, parameters)
+                outputs = model(torch.from_numpy(part.inputs).double())
+                loss = nn.functional.cross_entropy(outputs, torch.from_numpy(part.targets))
+                gradient = flat(torch.autograd.grad(loss, parameters))
+                y = y - rate * (gradient - own[index] + general)
+            after = own[index] - general + (x - y) / (steps * rate)
+            moves.append(y - x)
+            changes.append(after - own[index])
+            own[index] = after
+        x = x + torch.stack(moves).mean(0)
+        general = general + torch.stack(changes).mean(0)
+    return x.numpy(), general.numpy()
+
+
+def test_a_strategy_of_two_vectors_and_state_at_the_sites_runs_from_end_to_end(build, tmp_path):
+    training = TrainingSpec(None, steps=4, batch_size=100, learning_rate=0.5)
+    task = replace(TASK, training=training)
+    parts = [dataset(40, 3), dataset(25, 4)]
+    parts[1] = Dataset(parts[1].inputs + 2, parts[1].targets)  # sites that pull apart
+    sites = [
+        build(task, Scaffold(), rows=rows, name=name)
+        for name, rows in zip(("north", "south"), parts, strict=True)
+    ]
+    strategy = Strategy("scaffold", Scaffold(), ScaffoldServer())
+    outcome, _ = run(task, strategy, sites, tmp_path)
+    model, general = scaffold_by_hand(task, parts)
+    np.testing.assert_allclose(outcome.model, model, rtol=0, atol=1e-5)
+    own = np.mean([site._state[CONTROL] for site in sites], axis=0)
+    np.testing.assert_allclose(own, general, rtol=0, atol=1e-5)
+    plain = [build(task, rows=rows, name=f"p{n}") for n, rows in enumerate(parts)]
+    averaged, _ = run(task, fedavg(), plain, tmp_path)
+    assert np.abs(averaged.model - model).max() > 1e-2, "the correction must matter"
+
+
+def test_a_rule_s_state_is_kept_when_a_round_fails(build):
+    rule = Scaffold()
+    site = build(rule=rule)
+    control = np.zeros(6, np.float32)
+    asked = ask(vectors={MODEL: ask().vectors[MODEL], CONTROL: control})
+    site.answer(asked)
+    kept = site._state[CONTROL].copy()
+    assert np.abs(kept).max() > 0
+    refusal(site.answer(ask(round_number=2)))  # it lacks the control: the rule fails
+    assert np.array_equal(site._state[CONTROL], kept)
+
+
+def test_a_site_that_has_spent_its_budget_costs_only_itself(build, tmp_path):
+    rich, poor = build(privacy=DP), build(privacy=DP, name="poor", rows=dataset(30, 2))
+    poor.answer(ask())  # asked for once outside the run: its last round is one too many
+    outcome, events = run(TASK, fedavg(), [rich, poor], tmp_path)
+    assert {name: site.rounds for name, site in outcome.sites.items()} == {"north": 3, "poor": 2}
+    refused = [event for event in events if event["event"] == "reply.refused"]
+    assert [(e["round"], e["site"], e["code"]) for e in refused] == [(3, "poor", "LF4201")]
+    assert outcome.sites["poor"].epsilon <= 3.0
+
+
+def test_augmentation_and_preprocessing_of_the_task_are_used(build):
+    task = replace(
+        IMAGES,
+        model=ModelSpec("linear"),
+        preprocessing=[Step("scale", {"by": 2.0})],
+        augmentation=[Step("flip", {"probability": 1.0})],
+    )
+    rows = images(24, 0.0)
+    halved_and_flipped = Dataset(rows.inputs[..., ::-1] / np.float32(2), rows.targets)
+    plain = replace(task, preprocessing=[], augmentation=[])
+    ours = build(task, rows=rows, held_out=rows).answer(ask(task)).update
+    by_hand = build(plain, rows=halved_and_flipped, held_out=rows).answer(ask(plain)).update
+    np.testing.assert_allclose(ours.vectors[DELTA], by_hand.vectors[DELTA], rtol=1e-5, atol=1e-7)
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+import torch
+from lepton_fed.clients import site
+from lepton_fed.config.schema import Privacy, RecordPrivacy
+from lepton_fed.core.exchange import Ask
+from lepton_fed.core.task import Column, DataContract, ModelSpec, Target, Task, TrainingSpec
+from lepton_fed.data.dataset import Dataset
+from lepton_fed.strategies.base import PlainSite
+from lepton_fed.training.kit import build_kit
+
+site.train = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
+task = Task(
+    data=DataContract(columns=[Column("a")], target=Target(classes=["no", "yes"])),
+    model=ModelSpec("linear"),
+    training=TrainingSpec(batch_size=8),
+)
+kit = build_kit(task, 1)
+rows = Dataset(np.zeros((40, 1), np.float32), np.zeros(40, np.int64))
+privacy = Privacy(RecordPrivacy(enabled=True, epsilon=3.0))
+one = site.Site(
+    "north", kit, PlainSite(), rows, rows, site.Agreement(2, 1, privacy),
+    devices=[torch.device("cpu")], folder=Path(sys.argv[1]),
+)
+print(rows.digest, one.noise_multiplier, flush=True)
+asked = Ask("run", task.digest, kit.layout.digest, 1, 2, 1, True, False, {"model": kit.initial})
+one.answer(asked)
+"""
+
+
+def test_a_site_killed_between_charge_and_training_has_spent_the_round(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    digest, noise = done.stdout.split()
+    ledger = Ledger(tmp_path / "ledger.jsonl", dataset=digest, epsilon=3.0, delta=1e-5)
+    assert ledger.spent == epsilon_of([SampledGaussian(float(noise), 0.2, 5)], 1e-5) > 0
+    ledger.close()
+
+
+def test_an_update_is_nothing_but_floats_a_weight_and_a_digest(build):
+    reply = build(privacy=DP).answer(ask(evaluate=True))
+    assert {field.name for field in fields(Update)} == {"layout", "vectors", "weight"}
+    assert {vector.dtype for vector in reply.update.vectors.values()} == {np.dtype(np.float32)}
+    assert all(math.isfinite(value) for value in reply.update.vectors[DELTA])
