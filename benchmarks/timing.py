@@ -1,0 +1,40 @@
+"""Two things timed in turn, so that a machine that drifts drifts for both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+__all__ = ["Ratio", "in_turn"]
+
+Ratio = tuple[float, float, float]
+
+
+def in_turn(
+    ours: Callable[[], object], floor: Callable[[], object], repeats: int
+) -> tuple[float, float, Ratio]:
+    """Time two functions alternately.
+
+    Args:
+        ours: The function that is measured.
+        floor: What it is held against.
+        repeats: Pairs that count; one more pair warms up.
+
+    Returns:
+        Median seconds of each, and smallest, median and largest ratio ours/floor, pair by pair.
+    """
+    ours(), floor()
+    pairs = [(_seconds(ours), _seconds(floor)) for _ in range(repeats)]
+    ratios = sorted(a / b for a, b in pairs)
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        (ratios[0], statistics.median(ratios), ratios[-1]),
+    )
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

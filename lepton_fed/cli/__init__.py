@@ -1,0 +1,57 @@
+"""The command line: one file a command, each importing what it needs when it runs.
+
+torch, flwr and Opacus cost seconds to import, so that `--help` must not; nothing here or at the top
+of a command's file imports them.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from lepton_fed.cli import check, config, demo, export, init, predict, runs, simulate
+from lepton_fed.cli.screen import EXIT_CODES
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="lepton-fed",
+    help="Federated learning for organisations whose data may not leave them.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("init")(init.init)
+app.command("check")(check.check)
+app.add_typer(config.app, name="config")
+app.command("simulate")(simulate.simulate)
+app.command("export")(export.export)
+app.command("predict")(predict.predict)
+app.add_typer(runs.app, name="runs")
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from lepton_fed import __version__
+
+        typer.echo(f"lepton-fed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Federated learning for organisations whose data may not leave them."""
+    del version
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

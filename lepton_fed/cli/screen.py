@@ -1,0 +1,156 @@
+"""What every command shows: results as tables or JSON on stdout, errors as one screen on stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lepton_fed.errors import LeptonError, Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lepton_fed.config.load import Loaded
+
+__all__ = [
+    "EXIT_CODES",
+    "AsJson",
+    "Overrides",
+    "guarded",
+    "number",
+    "print_json",
+    "print_table",
+    "show_problems",
+    "size",
+    "stdout",
+]
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a bug in lepton-fed; 2 wrong conf, task or command line; 3 data does "
+    "not fit; 4 a protection refused; 5 the run could not go on; 6 an extra is missing; "
+    "130 interrupted."
+)
+
+_INTERRUPTED = 130
+_LARGEST_PLAIN = 1024
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Replace conf keys, for example rounds.count=5."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+
+
+def stdout() -> Console:
+    """Return the console that results go to."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+@contextmanager
+def guarded(*, as_json: bool = False, loaded: Loaded[Any] | None = None) -> Iterator[None]:
+    """Turn an error of lepton-fed into one screen and its exit code.
+
+    Args:
+        as_json: Also print the problems as JSON on stdout.
+        loaded: The conf in force: problems that name one of its keys get the key's place.
+    """
+    _quiet_logs()
+    try:
+        yield
+    except LeptonError as error:
+        problems = [loaded.located(p) if loaded else p for p in error.problems]
+        if as_json:
+            print_json({"error": {"exit_code": error.exit_code, "problems": _plain(problems)}})
+        show_problems(problems)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise typer.Exit(_INTERRUPTED) from None
+
+
+def print_json(value: object) -> None:
+    """Print plain data as JSON on stdout."""
+    from lepton_fed.core.digests import plain
+
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1
+) -> None:
+    """Print a table on stdout; words to the left, numbers to the right.
+
+    Args:
+        title: Heading.
+        columns: Names of the columns.
+        rows: Cells.
+        words: How many columns, from the left, hold words.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(columns):
+        table.add_column(
+            name,
+            justify="left" if index < words else "right",
+            overflow="fold",
+            no_wrap=index == 0,  # the name of a site, run or file stays whole
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    stdout().print(table)
+
+
+def number(values: Mapping[str, float], name: str) -> str:
+    """Return a metric as text, or a dash when it is not there."""
+    return f"{values[name]:.3f}" if name in values else "-"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as text."""
+    if count < _LARGEST_PLAIN:
+        return f"{count} B"
+    if count < _LARGEST_PLAIN**2:
+        return f"{count / _LARGEST_PLAIN:.1f} KiB"
+    return f"{count / _LARGEST_PLAIN**2:.1f} MiB"
+
+
+def show_problems(problems: Sequence[Problem]) -> None:
+    """Print problems on stderr: where, what, what to do."""
+    lines = []
+    for problem in problems:
+        place = "  ".join(part for part in (problem.where, problem.key) if part)
+        lines += [place] if place else []
+        lines.append(f"  {problem.what} [{problem.code}]")
+        if problem.remedy:
+            lines.append(f"  -> {problem.remedy}")
+    count = len(problems)
+    lines.append(f"\n{count} problem{'s' if count > 1 else ''}; see docs/reference/errors.md")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:
+    return [asdict(problem) for problem in problems]
+
+
+def _quiet_logs() -> None:
+    """Send lepton-fed's own log to stderr, plainly, and keep libraries' chatter out."""
+    log = logging.getLogger("lepton_fed")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    logging.getLogger("flwr").setLevel(logging.WARNING)

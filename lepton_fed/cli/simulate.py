@@ -1,0 +1,91 @@
+"""`lepton-fed simulate`: a federation in one process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lepton_fed.cli.screen import (
+    AsJson,
+    Overrides,
+    guarded,
+    number,
+    print_json,
+    print_table,
+    size,
+    stdout,
+)
+
+if TYPE_CHECKING:
+    from lepton_fed.runs.summary import RunSummary
+
+
+def simulate(
+    conf: Annotated[Path, typer.Option("--conf", help="The conf file.")] = Path(
+        "conf/simulation.yaml"
+    ),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a federation in this process: coordinator and sites, one after another."""
+    with guarded(as_json=as_json):
+        from lepton_fed.config.load import load_conf
+        from lepton_fed.config.schema import SimulationConf
+
+        loaded = load_conf(conf, overrides or [], kind=SimulationConf)
+    with guarded(as_json=as_json, loaded=loaded):
+        from lepton_fed.runs.progress import view_for
+        from lepton_fed.simulations.sequential import simulate as run
+
+        with view_for(sys.stderr) as view:
+            done = run(loaded, listeners=(view,))
+        if as_json:
+            print_json(done.summary)
+            return
+        show_summary(done.summary)
+        out = stdout()
+        out.print(f"record      {done.folder.path}", markup=False)
+        out.print(f"\nnext: lepton-fed export {done.folder.path}", markup=False)
+
+
+def show_summary(summary: RunSummary) -> None:
+    """Print what a run has to say: a table of sites, and the lines that identify it."""
+    names = list(summary.metrics)
+    rows = [
+        [
+            site.name,
+            f"{site.rounds}/{summary.rounds}",
+            *(number(site.metrics, name) for name in names),
+            "-" if site.epsilon is None else f"{site.epsilon:.2f}",
+            size(site.update_bytes),
+        ]
+        for site in summary.sites
+    ]
+    everyone = ["all", "", *(number(summary.metrics, name) for name in names), "", ""]
+    columns = ["site", "rounds", *names, "epsilon", "update"]
+    print_table(
+        f"{summary.strategy}, {summary.parameters:,} parameters", columns, [*rows, everyone]
+    )
+    out = stdout()
+    for name, bound in summary.error_bounds.items():
+        out.print(f"{name} is exact to {bound:.2g} (score histograms)")
+    for line in privacy_lines(summary):
+        out.print(line)
+    promise = "" if summary.repeatable else "  (another run prints another one)"
+    out.print(f"run digest  {summary.digest}{promise}")
+
+
+def privacy_lines(summary: RunSummary) -> list[str]:
+    """Return what a run protects and what it does not, as lines."""
+    if summary.delta is None:
+        return ["privacy     none: updates are not noised"]
+    uncovered = ", ".join(f"{what} (counts on held-out rows)" for what in summary.outside_epsilon)
+    return [
+        f"privacy     each record: epsilon as above at delta {summary.delta:g} "
+        "(add or remove one record, Poisson sampling, PLD)",
+        f"            not covered by epsilon: {uncovered or 'nothing that left a site'}; "
+        "row counts are public",
+    ]

@@ -1,0 +1,51 @@
+"""What `lepton-fed check` looks at for a simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lepton_fed.config.schema import SimulationConf
+from lepton_fed.runs.checks import Checklist
+from lepton_fed.server.preflight import check_task, describe_encoding
+from lepton_fed.simulations.population import SiteRows, populate
+from lepton_fed.simulations.sequential import noise_multipliers, strategy_of
+from lepton_fed.training.device import devices_of
+
+__all__ = ["check_simulation"]
+
+
+def check_simulation(conf: SimulationConf) -> Checklist:
+    """Check a simulation's conf, its data, its model, and what its privacy takes.
+
+    Args:
+        conf: The conf.
+    """
+    checks = Checklist()
+    kit = check_task(checks, conf.task, conf.seed)
+    checks.add("strategy", lambda: strategy_of(conf), lambda strategy: strategy.name)
+    checks.add(
+        "device", lambda: devices_of(conf.device), lambda devices: ", ".join(map(str, devices))
+    )
+    population = checks.add("data", lambda: populate(conf), _describe_rows)
+    if population is not None:
+        checks.add(
+            "aggregation",
+            lambda: describe_encoding(conf.task, conf.rounds, len(population)),
+            lambda text: text,
+        )
+    if kit is not None and population is not None and conf.privacy.record.enabled:
+        checks.add("privacy", lambda: noise_multipliers(conf, kit, population), _describe_noise)
+    return checks
+
+
+def _describe_rows(population: Sequence[SiteRows]) -> str:
+    counts = [len(rows.training) for rows in population]
+    held_out = sum(len(rows.held_out) for rows in population)
+    return (
+        f"{sum(counts)} rows over {len(counts)} sites ({min(counts)} to {max(counts)} a site), "
+        f"{held_out} held out"
+    )
+
+
+def _describe_noise(noise: dict[str, float]) -> str:
+    return f"noise multiplier {min(noise.values()):.2f} to {max(noise.values()):.2f}"
