@@ -32,7 +32,12 @@ __all__ = [
     "RunError",
     "TaskError",
     "UpdateRefused",
+    "capped",
+    "quoted",
 ]
+
+_SHOWN_PROBLEMS = 20
+_SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True)
@@ -138,3 +143,33 @@ class MissingExtra(LeptonError):
                 remedy=f"pip install 'lepton-fed[{extra}]'",
             )
         )
+
+
+def capped(problems: Sequence[Problem], closing_code: str) -> list[Problem]:
+    """Return at most 20 problems, the last of which counts those left out.
+
+    Args:
+        problems: All that were found.
+        closing_code: Code of the closing problem.
+    """
+    if len(problems) <= _SHOWN_PROBLEMS:
+        return list(problems)
+    kept = list(problems[: _SHOWN_PROBLEMS - 1])
+    return [*kept, Problem(closing_code, f"and {len(problems) - len(kept)} more")]
+
+
+def quoted(value: object) -> str:
+    r"""Return ``value`` for an error text: in quotes, at most 40 characters, printable ones only.
+
+    A file is not trusted to talk to a terminal, so control characters are written out.
+
+    Example:
+        >>> quoted("a\x1b[31m")
+        '"a\\x1b[31m"'
+    """
+    text = str(value)
+    shown = "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+        for sign in text[:_SHOWN_CHARACTERS]
+    )
+    return f'"{shown}{"..." if len(text) > _SHOWN_CHARACTERS else ""}"'

@@ -32,7 +32,10 @@ def show(conf: ConfPath = _CONF, overrides: Overrides = None, as_json: AsJson = 
 
 @app.command("explain")
 def explain(
-    key: Annotated[str, typer.Argument(help="Dotted key, for example privacy.record.epsilon.")],
+    key: Annotated[
+        str,
+        typer.Argument(help="Dotted key, for example privacy.record.epsilon; none lists them."),
+    ] = "",
     overrides: Overrides = None,
     conf: ConfPath = _CONF,
     kind: Annotated[
@@ -45,6 +48,7 @@ def explain(
         from lepton_fed.config.explain import explain as explanation_of
         from lepton_fed.config.load import kind_of, load_conf, load_values
         from lepton_fed.config.schema import KINDS
+        from lepton_fed.config.templates import template
         from lepton_fed.errors import ConfError, Problem
 
         if kind and kind not in KINDS:
@@ -62,7 +66,7 @@ def explain(
             wanted = kind or "simulation"
             loaded = None
         if loaded is None and overrides:
-            loaded = load_values(KINDS[wanted], {"kind": wanted}, overrides)
+            loaded = load_values(KINDS[wanted], template(wanted), overrides)
         explanation = explanation_of(wanted, key, loaded)
         if as_json:
             print_json(explanation.as_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,12 +40,11 @@ def demo(
     with guarded(as_json=as_json, loaded=loaded):
         from lepton_fed.runs.progress import view_for
 
-        def say(line: str) -> None:
-            sys.stderr.write(f"{line}\n")
+        log = logging.getLogger("lepton_fed.demo")
 
         folder.mkdir(parents=True, exist_ok=True)
         with view_for(sys.stderr) as view:
-            done = run_demo(loaded, folder, (view,), say)
+            done = run_demo(loaded, folder, (view,), log.info)
         if as_json:
             print_json(_as_dict(done))
         else:

@@ -9,7 +9,14 @@ import typer
 
 from lepton_fed.cli.screen import AsJson, Overrides, guarded, print_json, stdout
 
-_READERS = {".csv": "csv", ".npz": "npz", ".gz": "idx", ".idx": "idx"}
+_ENDINGS = {
+    ".csv": "csv",
+    ".npz": "npz",
+    ".idx": "idx",
+    ".idx.gz": "idx",
+    "-ubyte": "idx",
+    "-ubyte.gz": "idx",
+}
 
 
 def predict(
@@ -39,7 +46,7 @@ def predict(
         from lepton_fed.export.keys import load_public_key
 
         verified = verify_bundle(bundle, load_public_key(key))
-        named = reader or _READERS.get(file.suffix, "idx")
+        named = reader or _reader_of(file)
         values = {"reader": named, "path": str(file)}
         loaded = load_values(Source, values, overrides or [], source="command line")
     with guarded(as_json=as_json, loaded=loaded):
@@ -64,3 +71,18 @@ def predict(
         out = stdout()
         out.print(f"verified    version {verified.manifest.version} of run {verified.manifest.run}")
         out.print(f"predicted   {len(predictions)} rows -> {output}", markup=False)
+
+
+def _reader_of(file: Path) -> str:
+    from lepton_fed.config import plugins
+    from lepton_fed.errors import ConfError, Problem
+
+    for ending, reader in _ENDINGS.items():
+        if file.name.endswith(ending):
+            return reader
+    if file.is_dir():
+        return "idx"
+    raise ConfError(
+        Problem("LF1203", "the file's name does not say which reader reads it", where=str(file),
+                remedy=f"--reader and one of {', '.join(plugins.names('readers'))}")
+    )  # fmt: skip

@@ -84,10 +84,17 @@ def show(
 
 
 def _row(run: RunFolder) -> dict[str, Any]:
-    summary = run.read_summary()
+    from lepton_fed.errors import RunError
+
+    state, summary = "damaged", None
+    try:
+        summary = run.read_summary()
+        state = _state(run)
+    except RunError:
+        pass  # `runs show` says what is wrong with it; the others are listed all the same
     return {
         "run": run.name,
-        "state": _state(run),
+        "state": state,
         "rounds": summary.rounds if summary else 0,
         "metrics": summary.metrics if summary else {},
         "digest": summary.digest if summary else "",

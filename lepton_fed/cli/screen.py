@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -144,12 +145,28 @@ def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:
     return [asdict(problem) for problem in problems]
 
 
+class _JsonLine(logging.Formatter):
+    """One JSON object a record, like the events beside it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "event": "log",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line, separators=(",", ":"), ensure_ascii=False)
+
+
 def _quiet_logs() -> None:
     """Send lepton-fed's own log to stderr, plainly, and keep libraries' chatter out."""
     log = logging.getLogger("lepton_fed")
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        plain = logging.Formatter("%(levelname)s %(message)s")
+        handler.setFormatter(plain if sys.stderr.isatty() else _JsonLine())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False

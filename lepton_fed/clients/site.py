@@ -102,7 +102,7 @@ class Site:
         self._noise_multiplier = 0.0
         record = agreement.privacy.record
         if record.enabled:
-            check_private(kit.task, devices)
+            check_private(kit.task, len(devices))
             check_model(kit.model)
             training = kit.task.training
             self._steps = steps_of(training, len(rows), private=True)

@@ -28,13 +28,12 @@ from lepton_fed.config.rules import problems_of
 from lepton_fed.config.schema import KINDS
 from lepton_fed.core.digests import plain
 from lepton_fed.core.task import Task
-from lepton_fed.errors import ConfError, Problem
+from lepton_fed.errors import ConfError, Problem, capped
 
-__all__ = ["Loaded", "capped", "kind_of", "load_conf", "load_task", "load_values"]
+__all__ = ["Loaded", "in_order", "kind_of", "load_conf", "load_task", "load_values"]
 
 T = TypeVar("T")
 
-_MOST = 20
 _PLACE = re.compile(r":([0-9]+):([0-9]+)$")
 
 
@@ -157,17 +156,13 @@ def kind_of(path: str | Path) -> str:
     """
     root, problems = _parsed(path)
     if problems:
-        raise ConfError(capped(problems))
+        raise ConfError(in_order(problems))
     return _said_kind(root, str(path))
 
 
-def capped(problems: Iterable[Problem]) -> list[Problem]:
-    """Return at most 20 problems, in the order of the file, the rest counted by a closing one."""
-    found = sorted(problems, key=_position)
-    if len(found) <= _MOST:
-        return found
-    rest = Problem("LF1019", f"and {len(found) - _MOST} more", remedy="correct these first")
-    return [*found[:_MOST], rest]
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems in the order of the file, at most 20, the last of which counts the rest."""
+    return capped(sorted(problems, key=_position), "LF1019")
 
 
 def _position(problem: Problem) -> tuple[bool, int, int]:
@@ -210,7 +205,7 @@ def _load(
         contradictions = [p for p in given if not _rests_on(p.key, broken)]
     found += map(loaded.located, contradictions)
     if found:
-        raise ConfError(capped(found))
+        raise ConfError(in_order(found))
     return loaded
 
 

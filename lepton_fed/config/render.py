@@ -25,11 +25,11 @@ _HEADERS = {
     ),
     "server": (
         "The coordinator of a federated run.",
-        "lepton-fed server --conf conf/server.yaml",
+        "lepton-fed check --conf conf/server.yaml",
     ),
     "client": (
         "A site: its own rows, which stay where they are, and the rules under which it takes part.",
-        "lepton-fed client --conf conf/client.yaml",
+        "lepton-fed check --conf conf/client.yaml",
     ),
 }
 

@@ -27,10 +27,10 @@ from lepton_fed.core.task import DataContract, Target
 from lepton_fed.data.contract import target_dtype
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.data.files import existing_file
-from lepton_fed.data.findings import Findings, Places, nearest, quoted
+from lepton_fed.data.findings import Findings, Places, nearest
 from lepton_fed.data.idx import read_idx
 from lepton_fed.data.npz import read_npz
-from lepton_fed.errors import Problem, TaskError
+from lepton_fed.errors import Problem, TaskError, quoted
 
 __all__ = ["idx_files", "npz_file"]
 

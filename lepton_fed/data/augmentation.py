@@ -22,9 +22,9 @@ from torch import nn
 
 from lepton_fed.core.settings import Setting
 from lepton_fed.core.task import Task
-from lepton_fed.data.findings import capped, nearest, quoted
+from lepton_fed.data.findings import nearest
 from lepton_fed.data.steps import Arguments
-from lepton_fed.errors import Problem, TaskError
+from lepton_fed.errors import Problem, TaskError, capped, quoted
 
 __all__ = ["Augmentation", "build_augmentation"]
 

@@ -12,8 +12,8 @@ from sklearn import datasets
 
 from lepton_fed.core.task import Column, DataContract, Target
 from lepton_fed.data.dataset import Dataset
-from lepton_fed.data.findings import Findings, nearest, quoted
-from lepton_fed.errors import Problem, TaskError
+from lepton_fed.data.findings import Findings, nearest
+from lepton_fed.errors import Problem, TaskError, quoted
 
 __all__ = ["BUILTIN", "breast_cancer", "builtin_contract", "diabetes", "digits", "wine"]
 

@@ -14,30 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_fed.config.nearest import nearest as nearest_name
-from lepton_fed.errors import DataError, Problem, TaskError
+from lepton_fed.errors import DataError, Problem, TaskError, capped, quoted
 
-__all__ = ["Findings", "Places", "capped", "nearest", "quoted", "under"]
+__all__ = ["Findings", "Places", "nearest", "under"]
 
-_SHOWN_PROBLEMS = 20
 _SHOWN_PLACES = 4
-_SHOWN_CHARACTERS = 40
-
-
-def quoted(value: object) -> str:
-    r"""Return ``value`` for an error text: in quotes, at most 40 characters, printable ones only.
-
-    A file is not trusted to talk to a terminal, so control characters are written out.
-
-    Example:
-        >>> quoted("a\x1b[31m")
-        '"a\\x1b[31m"'
-    """
-    text = str(value)
-    shown = "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape").decode()
-        for sign in text[:_SHOWN_CHARACTERS]
-    )
-    return f'"{shown}{"..." if len(text) > _SHOWN_CHARACTERS else ""}"'
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -51,19 +32,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return "there are none"
     listed = ", ".join(quoted(each) for each in names[:10])
     return f"known are {listed}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"
-
-
-def capped(problems: Sequence[Problem], closing_code: str) -> list[Problem]:
-    """Return at most 20 problems, the last of which counts those left out.
-
-    Args:
-        problems: All that were found.
-        closing_code: Code of the closing problem.
-    """
-    if len(problems) <= _SHOWN_PROBLEMS:
-        return list(problems)
-    kept = list(problems[: _SHOWN_PROBLEMS - 1])
-    return [*kept, Problem(closing_code, f"and {len(problems) - len(kept)} more")]
 
 
 @contextmanager

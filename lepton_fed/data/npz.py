@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_fed.data.files import fill, refuse_expansion, unreadable
-from lepton_fed.data.findings import Findings, nearest, quoted
-from lepton_fed.errors import DataError, Problem
+from lepton_fed.data.findings import Findings, nearest
+from lepton_fed.errors import DataError, Problem, quoted
 
 __all__ = ["read_npz"]
 

@@ -18,8 +18,8 @@ from lepton_fed.config.schema import Partition
 from lepton_fed.core.settings import Setting
 from lepton_fed.core.task import DataContract
 from lepton_fed.data.dataset import Dataset
-from lepton_fed.data.findings import nearest, quoted, under
-from lepton_fed.errors import DataError, Problem, TaskError
+from lepton_fed.data.findings import nearest, under
+from lepton_fed.errors import DataError, Problem, TaskError, quoted
 
 __all__ = ["column", "dirichlet", "iid", "partition", "quantity", "shards", "split_held_out"]
 
@@ -384,6 +384,7 @@ def _require_rows(dataset: Dataset, needed: int, why: str) -> None:
             Problem(
                 "LF2050",
                 f"there are {len(dataset)} rows; {why}, {needed} in all",
+                key="sites.count",
                 remedy="lower the number of sites, or give more rows",
             )
         )

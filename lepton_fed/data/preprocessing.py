@@ -33,9 +33,9 @@ from torch import nn
 
 from lepton_fed.core.settings import Setting
 from lepton_fed.core.task import Column, DataContract, Task
-from lepton_fed.data.findings import capped, nearest, quoted
+from lepton_fed.data.findings import nearest
 from lepton_fed.data.steps import Arguments
-from lepton_fed.errors import Problem, TaskError
+from lepton_fed.errors import Problem, TaskError, capped, quoted
 
 __all__ = ["build_preprocessing"]
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from lepton_fed.core.settings import Setting
-from lepton_fed.data.findings import nearest, quoted
-from lepton_fed.errors import Problem
+from lepton_fed.data.findings import nearest
+from lepton_fed.errors import Problem, quoted
 
 __all__ = ["Arguments"]
 

@@ -16,8 +16,8 @@ from lepton_fed.core.task import Column, DataContract, Target
 from lepton_fed.data.contract import check, target_dtype
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.data.files import existing_file, unreadable
-from lepton_fed.data.findings import Findings, Places, nearest, quoted
-from lepton_fed.errors import DataError, Problem, TaskError
+from lepton_fed.data.findings import Findings, Places, nearest
+from lepton_fed.errors import DataError, Problem, TaskError, quoted
 
 __all__ = ["csv_file"]
 

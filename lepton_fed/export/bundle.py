@@ -27,8 +27,7 @@ import safetensors.numpy
 
 from lepton_fed.core.decode import task_from_json
 from lepton_fed.core.task import Task
-from lepton_fed.data.findings import quoted
-from lepton_fed.errors import BundleRefused, Problem
+from lepton_fed.errors import BundleRefused, Problem, quoted
 from lepton_fed.export.interface import complaints, parse
 from lepton_fed.export.manifest import (
     CARD,

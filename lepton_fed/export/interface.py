@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from onnx.external_data_helper import uses_external_data
 
 from lepton_fed.core.task import Task
-from lepton_fed.data.findings import quoted
+from lepton_fed.errors import quoted
 from lepton_fed.export.signature import VerifiedBytes
 
 __all__ = ["INPUT", "complaints", "output_name", "parse"]

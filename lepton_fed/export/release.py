@@ -19,8 +19,7 @@ from torch import nn
 from lepton_fed.core.decode import task_from_json
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.task import Task
-from lepton_fed.data.findings import capped, quoted
-from lepton_fed.errors import Problem, TaskError
+from lepton_fed.errors import Problem, TaskError, capped, quoted
 from lepton_fed.export.bundle import VerifiedBundle
 from lepton_fed.export.card import model_card
 from lepton_fed.export.manifest import Parity, Release

@@ -169,7 +169,10 @@ def _sync(folder: Path) -> None:
 
 def _exists(folder: Path) -> TaskError:
     return _failed(
-        "LF3208", "this exists, and a bundle never overwrites", folder, "name another folder"
+        "LF3208",
+        "this exists, and a bundle never overwrites",
+        folder,
+        "give another place: --out FOLDER",
     )
 
 

@@ -112,10 +112,10 @@ class InProcessGrid(Grid):
         message.content = _own_records(message.content)
         try:
             reply = self._app(message, self._contexts[message.metadata.dst_node_id])
+            if reply.has_content():
+                reply.content = _own_records(reply.content)
         except Exception as error:  # noqa: BLE001 - as flwr's own runtime: the run goes on
             return Message(Error(_APP_FAILED, type(error).__name__), reply_to=message)
-        if reply.has_content():
-            reply.content = _own_records(reply.content)
         return reply
 
 

@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from lepton_fed.core.layout import Vector
-from lepton_fed.errors import ConfError, Problem, RunError
+from lepton_fed.errors import ConfError, Problem, Refused, RunError
 from lepton_fed.flower.compat import COORDINATOR_NODE, AppExitException
 from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.strategies.base import (
@@ -38,7 +38,8 @@ __all__ = ["StockServer", "flower", "from_flower"]
 
 _log = logging.getLogger("lepton_fed.strategy")
 
-_OF_TREES = (stock_strategies.FedXgbBagging, stock_strategies.FedXgbCyclic)
+_DP = "DifferentialPrivacy"
+_UNFIT = ("FedXgb", _DP)  # trees, not vectors; noise that can be seeded
 _ARRAYS = "arrays"
 _MODEL = "model"
 
@@ -110,10 +111,20 @@ def from_flower(strategy: FlowerStrategy) -> Strategy:
 
     Args:
         strategy: For example ``flwr.serverapp.strategy.FedAdam(eta=0.01)``.
+
+    Raises:
+        Refused: One of flwr's DP wrappers: its noise comes from numpy's global generator, which
+            anybody in the process can seed, so it would be a protection in name only.
     """
-    weight_key = getattr(_innermost(strategy), "weighted_by_key", "num-examples")
+    name = type(strategy).__name__
+    if name.startswith(_DP):
+        raise Refused(
+            Problem("LF4303", f"the noise of flwr's {name} can be seeded, so it protects nothing",
+                    remedy="privacy.record.enabled: true")
+        )  # fmt: skip
+    weight_key = getattr(strategy, "weighted_by_key", "num-examples")
     server = StockServer(strategy, weight_key)
-    return Strategy(f"flower:{type(strategy).__name__}", PlainSite(), server)
+    return Strategy(f"flower:{name}", PlainSite(), server)
 
 
 def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
@@ -126,11 +137,10 @@ def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
     Raises:
         ConfError: There is no such strategy, or it refuses its arguments.
     """
-    found = getattr(stock_strategies, strategy, None)
+    fits = not strategy.startswith(_UNFIT)
+    found = getattr(stock_strategies, strategy, None) if fits else None
     key = "strategy.arguments"
-    if not (isinstance(found, type) and issubclass(found, FlowerStrategy)) or issubclass(
-        found, _OF_TREES
-    ):
+    if not (isinstance(found, type) and issubclass(found, FlowerStrategy)):
         raise ConfError(
             Problem("LF1103", f"{strategy!r} is no strategy of flwr that averages models",
                     key=f"{key}.strategy",
@@ -144,16 +154,9 @@ def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
         ) from error
 
 
-def _innermost(strategy: FlowerStrategy) -> FlowerStrategy:
-    """Return the strategy inside flwr's wrappers, which carry it as ``strategy``."""
-    while isinstance(inner := getattr(strategy, "strategy", None), FlowerStrategy):
-        strategy = inner
-    return strategy
-
-
 def _least_nodes(strategy: FlowerStrategy, nodes: int) -> int:
     """Return how many nodes a stock strategy waits for when there are ``nodes``."""
-    inner = _innermost(strategy)
+    inner = strategy
     least = [getattr(inner, name, 0) for name in ("min_available_nodes", "min_train_nodes")]
     return max(*least, int(nodes * getattr(inner, "fraction_train", 1.0)))
 

@@ -89,11 +89,22 @@ def read_events(path: Path, head: str = "") -> list[Event]:
         head: Hash of its last line, as a run's summary holds it; empty when there is none yet.
 
     Raises:
-        Refused: A line is not JSON or does not follow from the one before, or the last is another.
+        Refused: There is no file, a line is not JSON or does not follow from the one before, or the
+            last is another.
     """
     events: list[Event] = []
     last = _GENESIS
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Refused(
+            Problem(
+                "LF4302",
+                "there is no event log",
+                where=str(path),
+                remedy="do not rely on this run's record",
+            )
+        ) from error
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         try:
             record = json.loads(line)

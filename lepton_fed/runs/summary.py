@@ -18,7 +18,7 @@ class SiteSummary:
             site sends none.
         epsilon: Epsilon its records spent in this run; None without record-level DP.
         noise_multiplier: Noise standard deviation over the clipping norm; None without DP.
-        update_bytes: Bytes of one update as sent.
+        update_bytes: Bytes of the vectors of its largest update.
     """
 
     name: str

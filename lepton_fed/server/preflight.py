@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lepton_fed.config.schema import Rounds, ServerConf
+from lepton_fed.config.schema import Rounds, ServerConf, StrategyConf
 from lepton_fed.core.ring import RingEncoding
 from lepton_fed.core.task import Task
 from lepton_fed.export.keys import load_private_key
 from lepton_fed.export.signature import fingerprint
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.rounds import plan_encoding
+from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 
-__all__ = ["check_server", "check_task", "describe_encoding"]
+__all__ = ["check_server", "check_strategy", "check_task", "describe_encoding"]
 
 
 def check_server(conf: ServerConf) -> Checklist:
@@ -24,6 +25,7 @@ def check_server(conf: ServerConf) -> Checklist:
     """
     checks = Checklist()
     check_task(checks, conf.task, conf.seed)
+    check_strategy(checks, conf.strategy)
     checks.add(
         "signing key",
         lambda: load_private_key(Path(conf.signing_key)),
@@ -38,6 +40,15 @@ def check_task(checks: Checklist, task: Task, seed: int) -> TaskKit | None:
         "task",
         lambda: build_kit(task, seed),
         lambda kit: f"{kit.layout.size:,} parameters, digest {task.digest[:12]}",
+    )
+
+
+def check_strategy(checks: Checklist, conf: StrategyConf) -> None:
+    """Check that a strategy can be made, and say what it needs."""
+    checks.add(
+        "strategy",
+        lambda: build_strategy(conf),
+        lambda strategy: f"{strategy.name}, needs {strategy.server.needs}",
     )
 
 

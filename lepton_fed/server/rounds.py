@@ -61,7 +61,7 @@ class SiteRecord:
         metrics: Metrics of the newest model it evaluated.
         epsilon: Epsilon it says its records have spent; None when it says nothing.
         noise_multiplier: Noise multiplier it says it uses.
-        update_bytes: Bytes of its largest reply.
+        update_bytes: Bytes of the vectors of its largest update.
     """
 
     rounds: int = 0
@@ -233,7 +233,7 @@ class Coordinator:
             self._refuse(reply.site, number, problem)
             return
         record = self._sites[reply.site]
-        record.update_bytes = max(record.update_bytes, reply.sent_bytes)
+        record.update_bytes = max(record.update_bytes, _update_bytes(reply))
         record.epsilon, record.noise_multiplier = reply.epsilon, reply.noise_multiplier
         self._log.emit(
             "reply.accepted",
@@ -314,6 +314,11 @@ class Coordinator:
         }
         arrays = {MODEL: model, **{f"state/{name}": value for name, value in state.items()}}
         self._folder.write_checkpoint(number, arrays, about)
+
+
+def _update_bytes(reply: Reply) -> int:
+    vectors = reply.update.vectors.values() if reply.update else ()
+    return sum(vector.nbytes for vector in vectors)
 
 
 def plan_encoding(task: Task, cohort: int) -> RingEncoding:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from lepton_fed.config.schema import SimulationConf
 from lepton_fed.runs.checks import Checklist
-from lepton_fed.server.preflight import check_task, describe_encoding
+from lepton_fed.server.preflight import check_strategy, check_task, describe_encoding
 from lepton_fed.simulations.population import SiteRows, populate
-from lepton_fed.simulations.sequential import noise_multipliers, strategy_of
+from lepton_fed.simulations.sequential import noise_multipliers
 from lepton_fed.training.device import devices_of
 
 __all__ = ["check_simulation"]
@@ -22,7 +22,7 @@ def check_simulation(conf: SimulationConf) -> Checklist:
     """
     checks = Checklist()
     kit = check_task(checks, conf.task, conf.seed)
-    checks.add("strategy", lambda: strategy_of(conf), lambda strategy: strategy.name)
+    check_strategy(checks, conf.strategy)
     checks.add(
         "device", lambda: devices_of(conf.device), lambda devices: ", ".join(map(str, devices))
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lepton_fed.config.schema import SimulationConf
+from lepton_fed.core.decode import decode, strict_json
+from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.layout import vector_digest
-from lepton_fed.data.findings import quoted
 from lepton_fed.data.read import read
-from lepton_fed.errors import Problem, RunError, TaskError
+from lepton_fed.errors import Problem, RunError, TaskError, quoted
 from lepton_fed.export.keys import load_private_key
 from lepton_fed.export.release import ExportReport, export_model
-from lepton_fed.runs.folder import RunFolder, list_runs
+from lepton_fed.runs.files import write_atomic
+from lepton_fed.runs.folder import RunFolder
 from lepton_fed.training.kit import build_kit
 
 __all__ = ["export_run", "next_version"]
+
+_VERSIONS = "versions.json"
 
 
 def export_run(
@@ -65,7 +68,8 @@ def export_run(
     module = kit.predictor(model)
     weights = {name: value.detach().numpy() for name, value in kit.model.state_dict().items()}
     examples = read(conf.sites.source, conf.task.data).inputs
-    return export_model(
+    chosen = version or next_version(folder.path.parent, conf.task.digest)
+    report = export_model(
         task=conf.task,
         summary=summary,
         module=module,
@@ -73,32 +77,39 @@ def export_run(
         examples=examples,
         private_key=private_key,
         folder=target or folder.bundle,
-        version=version or next_version(folder.path.parent, conf.task.digest),
+        version=chosen,
     )
+    _remember_version(folder.path.parent, conf.task.digest, chosen)
+    return report
 
 
 def next_version(root: Path, task: str) -> int:
-    """Return one more than the newest version of a task's bundles among the runs.
+    """Return one more than the newest version of a task's bundles that were made from these runs.
 
     Args:
-        root: Folder of all runs.
+        root: Folder of all runs; ``versions.json`` in it remembers, wherever a bundle went.
         task: Digest of the task.
 
     Raises:
-        RunError: A bundle's manifest cannot be read.
+        RunError: The file cannot be read.
     """
-    newest = 0
-    for run in list_runs(root):
-        manifest = run.bundle / "manifest.json"
-        if manifest.is_file():
-            try:
-                record = json.loads(manifest.read_bytes())
-                if record["task"] == task:
-                    newest = max(newest, int(record["version"]))
-            except (ValueError, TypeError, KeyError) as error:
-                raise RunError(
-                    Problem("LF5208", "an earlier bundle's manifest cannot be read, so the next "
-                            "version is not known", where=str(manifest),
-                            remedy="give the version yourself: --version N")
-                ) from error  # fmt: skip
-    return newest + 1
+    return _versions(root).get(task, 0) + 1
+
+
+def _remember_version(root: Path, task: str, version: int) -> None:
+    versions = _versions(root)
+    versions[task] = max(version, versions.get(task, 0))
+    write_atomic(root / _VERSIONS, canonical_json(versions) + b"\n")
+
+
+def _versions(root: Path) -> dict[str, int]:
+    path = root / _VERSIONS
+    if not path.exists():
+        return {}
+    try:
+        return decode(dict[str, int], strict_json(path.read_bytes()))
+    except ValueError as error:
+        raise RunError(
+            Problem("LF5208", f"the versions of earlier bundles cannot be read: {error}",
+                    where=str(path), remedy="restore the file; a site refuses a version twice")
+        ) from error  # fmt: skip

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lepton_fed.clients.site import Agreement, Site
-from lepton_fed.config import plugins
 from lepton_fed.config.load import Loaded
 from lepton_fed.config.schema import SimulationConf
 from lepton_fed.core.exchange import Ask, Reply
@@ -30,11 +29,12 @@ from lepton_fed.runs.summary import RunSummary, SiteSummary
 from lepton_fed.server.rounds import Coordinator, Outcome, plan_encoding
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.strategies.base import Strategy
+from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.device import devices_of
 from lepton_fed.training.kit import TaskKit, build_kit
 from lepton_fed.training.local import check_private, steps_of
 
-__all__ = ["Simulation", "noise_multipliers", "simulate", "strategy_of"]
+__all__ = ["Simulation", "noise_multipliers", "simulate"]
 
 _LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
 
@@ -58,20 +58,6 @@ class Simulation:
     outcome: Outcome
 
 
-def strategy_of(conf: SimulationConf) -> Strategy:
-    """Return the strategy that a conf names.
-
-    Raises:
-        ConfError: It is not installed, or takes other arguments.
-    """
-    built = plugins.call(
-        "strategies", conf.strategy.name, conf.strategy.arguments, key="strategy.arguments"
-    )
-    if not isinstance(built, Strategy):
-        raise TypeError(f"strategy {conf.strategy.name!r} is a {type(built).__name__}")
-    return built
-
-
 def simulate(
     loaded: Loaded[SimulationConf],
     *,
@@ -93,7 +79,7 @@ def simulate(
     """
     conf = loaded.conf
     started = time.monotonic()
-    chosen = strategy or strategy_of(conf)
+    chosen = strategy or build_strategy(conf.strategy)
     devices = devices_of(conf.device)
     kit = build_kit(conf.task, conf.seed)
     population = populate(conf)
@@ -171,12 +157,11 @@ def noise_multipliers(
 
     Raises:
         TaskError: The task or the target does not go with record-level DP.
-        ConfError: The device is not there.
     """
     record, training = conf.privacy.record, conf.task.training
     if not record.enabled:
         return {}
-    check_private(conf.task, devices_of(conf.device)[:1])  # each site trains on one device
+    check_private(conf.task, devices=1)  # each site trains on one
     check_model(kit.model)
     found = {}
     for rows in population:

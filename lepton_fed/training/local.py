@@ -194,7 +194,7 @@ def train(
     """
     device = devices[0]
     if private is not None:
-        check_private(task, devices)
+        check_private(task, len(devices))
     steps = steps_of(task.training, len(rows), private=private is not None)
     model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -232,17 +232,17 @@ def train(
     return Trained(steps, rate)
 
 
-def check_private(task: Task, devices: list[torch.device]) -> None:
+def check_private(task: Task, devices: int) -> None:
     """Refuse what record-level DP does not go with.
 
     Args:
         task: The task.
-        devices: Devices of one site.
+        devices: Number of devices that one site trains on.
 
     Raises:
         TaskError: Several GPUs for one site, or bf16.
     """
-    if len(devices) > 1:
+    if devices > 1:
         raise TaskError(
             Problem("LF3304", "record-level DP trains a site on one GPU", key="device",
                     remedy="give the site one index")

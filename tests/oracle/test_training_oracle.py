@@ -58,15 +58,6 @@ def rows(count=29, shape=IMAGE, number=False):
     return LocalRows(inputs, torch.randint(3, (count,), generator=draws))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The loops below run on one thread, as the task says; two would round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def trained(of, data, rule=None, moment=MOMENT, augment=None, model=None):
     """Train as a site does; return the weights after it."""
     model = model or build_model(of, tuple(data.inputs.shape[1:]), seed=7)

@@ -89,7 +89,7 @@ def test_an_argument_is_explained_from_the_plugins_signature(
 ) -> None:
     found = explain("simulation", "task.model.arguments.hidden", loaded)
     assert found.meaning.startswith("Widths of the hidden layers")
-    assert (found.type, found.default) == ("a whole number", "0")
+    assert (found.type, found.default) == ("a list of whole numbers, or null", "null")
     assert (found.value, found.origin) == ("32", "command line")
     assert "activation" in explain("simulation", "task.model.arguments").keys  # of the default, mlp
 

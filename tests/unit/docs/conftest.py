@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +80,7 @@ class Page:
             if command != "echo $?":
                 code, output = self._call(command, failing=expected != 0)
                 assert code == expected, f"{command}\n{output}"
-                same = doctest.OutputChecker().check_output(printed, output, _SAME)
-                assert same, f"{command}\npage:\n{printed}\nprogram:\n{output}"
+                assert _same(printed, output), f"{command}\n{printed}\nprogram:\n{output}"
 
     def _call(self, command: str, *, failing: bool) -> tuple[int, str]:
         program, *words = shlex.split(command)
@@ -96,27 +95,26 @@ class Page:
         result = CliRunner().invoke(app, spread, env={"COLUMNS": "110"})
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return result.exit_code, result.stderr if failing else result.stdout
+        return result.exit_code, result.output if failing else result.stdout
 
 
-@contextmanager
-def _opened(name: str, folder: Path) -> Iterator[Page]:
-    page = Page(name, folder)
-    modules = {Path(block.file).stem for block in page.blocks if block.file.endswith(".py")}
-    with ExitStack() as stack:
-        stack.enter_context(chdir(folder))
-        sys.path.insert(0, str(folder))
-        stack.callback(sys.path.remove, str(folder))
-        stack.callback(lambda: [sys.modules.pop(each, None) for each in modules])
-        page.save()
-        page.declare()
-        yield page
+def _same(page: str, program: str) -> bool:
+    # A rule is as wide as the numbers above it.
+    texts = [re.sub("─+", "─", text) for text in (page, program)]
+    return doctest.OutputChecker().check_output(*texts, _SAME)
 
 
 @pytest.fixture(scope="module")
-def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
+def opened(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Page]:
     """Open the page that the test module names as ``PAGE``, in a folder of its own."""
-    stack = ExitStack()
-    request.addfinalizer(stack.close)
     folder = tmp_path_factory.mktemp("page")
-    return stack.enter_context(_opened(request.module.PAGE, folder))
+    page = Page(request.module.PAGE, folder)
+    page.save()
+    page.declare()
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield page
+    for block in page.blocks:
+        sys.modules.pop(block.file.removesuffix(".py"), None)

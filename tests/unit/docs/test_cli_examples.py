@@ -14,7 +14,7 @@ from lepton_fed.cli import app
 PAGE = "reference/cli.md"
 TEXT = (Path(__file__).parents[3] / "docs" / PAGE).read_text()
 JSON_KEYS = {
-    section: re.findall(r"`(\w+)`", re.split(r"[;.(]", keys, maxsplit=1)[0])
+    section: re.findall(r"`(\w+)`", re.split(r"[;.]", re.sub(r"\(.*?\)", "", keys))[0])
     for section, keys in re.findall(
         r"^## lepton-fed (.+)\n(?:(?!## ).*\n)*?JSON keys(?:, [^:]+)?: ((?:.+\n)+)",
         TEXT,
@@ -41,7 +41,9 @@ def test_the_examples_print_what_the_page_says(walked):
     assert (walked.folder / "predictions.csv").is_file()
 
 
-@pytest.mark.parametrize("command", [name for name in JSON_KEYS if name not in ("demo", "simulate")])
+@pytest.mark.parametrize(
+    "command", [name for name in JSON_KEYS if name not in ("demo", "simulate")]
+)
 def test_the_json_keys_are_those_that_are_printed(walked, command):
     result = CliRunner().invoke(app, [*command.split(), *WORDS.get(command, ()), "--json"])
     assert result.exit_code == 0, result.output

@@ -52,9 +52,13 @@ def test_a_round_adds_the_weighted_mean_of_the_updates(world: Any) -> None:
 
 
 def test_the_run_digest_is_over_task_seed_contributors_and_models(world: Any) -> None:
-    outcome = world.run(world.transport(), seed=9)
+    absent = world.honest("b")
+    once = world.transport(b=lambda ask: [] if ask.round_number == 2 else absent(ask))
+    outcome = world.run(once, seed=9)
     expected = RunDigest(world.task.digest, 9)
-    for event in world.events("round.closed"):
+    closed = world.events("round.closed")
+    assert [event["sites"] for event in closed] == [SITES, ["a", "c", "d"], SITES]
+    for event in closed:
         expected.add_round(event["round"], event["sites"], event["model"])
         assert event["digest"] == expected.value
     assert outcome.digest == expected.value

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from lepton_fed.core.digests import canonical_json
+from lepton_fed.errors import Refused
+from lepton_fed.runs.events import Event, EventLog, read_events
+
+FIELDS = [{"round": r, "sites": ["a", "ä\n"], "why": 'no "rows"\r\n\u2028'} for r in range(5)]
+
+
+@pytest.fixture
+def ticking() -> Callable[[], str]:
+    """A clock that ticks once a look."""
+    ticks = count()
+    return lambda: f"2026-01-01T00:00:{next(ticks):02d}Z"
+
+
+@pytest.fixture
+def path(tmp_path: Path, ticking: Callable[[], str]) -> Path:
+    """A log of five events."""
+    found = tmp_path / "events.jsonl"
+    log = EventLog(found, clock=ticking)
+    for fields in FIELDS:
+        log.emit("round.closed", **fields)
+    log.close()
+    return found
+
+
+def place_of_the_change(path: Path, head: str = "") -> str:
+    with pytest.raises(Refused) as caught:
+        read_events(path, head)
+    (problem,) = caught.value.problems
+    assert problem.remedy
+    return f"{problem.code} {problem.where}"
+
+
+def test_events_come_back_as_they_were_written(path: Path) -> None:
+    events = read_events(path)
+    assert [{k: e[k] for k in FIELDS[0]} for e in events] == FIELDS
+    assert {event["event"] for event in events} == {"round.closed"}
+    times = [event["time"] for event in events]
+    assert times == sorted(set(times))
+
+
+def test_each_line_is_one_json_object_and_carries_the_hash_of_the_one_before(path: Path) -> None:
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == 5
+    previous = hashlib.sha256(b"lepton-fed events 1").hexdigest()
+    for line in lines:
+        assert json.loads(line)["previous"] == previous
+        previous = hashlib.sha256(line).hexdigest()
+
+
+def changed_value(lines: list[bytes], at: int) -> None:
+    lines[at] = lines[at].replace(b'"round":%d' % at, b'"round":9')
+
+
+def removed(lines: list[bytes], at: int) -> None:
+    del lines[at]
+
+
+def swapped(lines: list[bytes], at: int) -> None:
+    lines[at], lines[at + 1] = lines[at + 1], lines[at]
+
+
+def repeated(lines: list[bytes], at: int) -> None:
+    lines.insert(at, lines[at - 1])
+
+
+def inserted(lines: list[bytes], at: int) -> None:
+    forged = json.loads(lines[at]) | {"event": "reply.accepted"}
+    lines.insert(at, canonical_json(forged) + b"\n")
+
+
+def with_white_space(lines: list[bytes], at: int) -> None:
+    lines[at] = lines[at].replace(b":", b": ", 1)
+
+
+def with_a_repeated_key(lines: list[bytes], at: int) -> None:
+    lines[at] = lines[at].replace(b'"event"', b'"event":"x","event"', 1)
+
+
+def with_an_escape(lines: list[bytes], at: int) -> None:
+    lines[at] = lines[at].replace(b"round.closed", b"round\\u002eclosed")
+
+
+def blank(lines: list[bytes], at: int) -> None:
+    lines.insert(at, b"\n")
+
+
+def no_json(lines: list[bytes], at: int) -> None:
+    lines[at] = b"\xff\xfe\n"
+
+
+def no_object(lines: list[bytes], at: int) -> None:
+    lines[at] = b'["previous"]\n'
+
+
+def nested_deeper_than_a_parser_goes(lines: list[bytes], at: int) -> None:
+    lines[at] = b"[" * 100_000 + b"\n"
+
+
+def not_a_number(lines: list[bytes], at: int) -> None:
+    lines[at] = lines[at].replace(b'"round":%d' % at, b'"round":NaN')
+
+
+def two_in_one(lines: list[bytes], at: int) -> None:
+    lines[at] = lines[at].rstrip(b"\n")
+
+
+CHANGES = [
+    changed_value,
+    removed,
+    swapped,
+    repeated,
+    inserted,
+    with_white_space,
+    with_a_repeated_key,
+    with_an_escape,
+    blank,
+    no_json,
+    no_object,
+    nested_deeper_than_a_parser_goes,
+    not_a_number,
+    two_in_one,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_change_is_found_with_its_line(path: Path, change: object, at: int) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    change(lines, at)  # type: ignore[operator]
+    path.write_bytes(b"".join(lines))
+    # A changed value is still a line of its own kind: the next one does not follow from it.
+    first = at + 2 if change in (changed_value, inserted) else at + 1
+    assert place_of_the_change(path) == f"LF4301 {path}:{first}"
+
+
+def test_a_flipped_bit_anywhere_before_the_last_line_is_found(path: Path) -> None:
+    content = path.read_bytes()
+    last = content.rindex(b"\n", 0, -1)
+    for byte in range(0, last, 13):
+        changed = bytearray(content)
+        changed[byte] ^= 1
+        path.write_bytes(changed)
+        assert f"LF4301 {path}:" in place_of_the_change(path)
+
+
+def test_the_first_line_cannot_be_cut_off(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[1:]))
+    assert place_of_the_change(path) == f"LF4301 {path}:1"
+
+
+def test_a_line_that_was_not_written_to_its_end_is_found(path: Path) -> None:
+    content = path.read_bytes()
+    for cut in (1, 2, 40):
+        path.write_bytes(content[:-cut])
+        assert place_of_the_change(path) == f"LF4301 {path}:5"
+
+
+def test_lines_cut_off_at_the_end_are_found_by_the_hash_of_the_last(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    head = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest()
+    assert len(read_events(path, head)) == 5
+    path.write_bytes(b"".join(lines[:-1]))
+    assert len(read_events(path)) == 4
+    assert place_of_the_change(path, head) == f"LF4302 {path}"
+    path.write_bytes(b"")
+    assert place_of_the_change(path, head) == f"LF4302 {path}"
+
+
+def test_a_last_line_that_was_exchanged_is_found_by_its_hash(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    head = hashlib.sha256(lines[-1].rstrip(b"\n")).hexdigest()
+    changed_value(lines, 4)
+    path.write_bytes(b"".join(lines))
+    assert place_of_the_change(path, head) == f"LF4302 {path}"
+
+
+def test_a_log_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    assert place_of_the_change(path) == f"LF4302 {path}"
+
+
+def test_an_existing_log_is_continued(path: Path, ticking: Callable[[], str]) -> None:
+    log = EventLog(path, clock=ticking)
+    head = log.head
+    log.emit("run.resumed", round=3)
+    log.close()
+    events = read_events(path, log.head)
+    assert [event["event"] for event in events][-2:] == ["round.closed", "run.resumed"]
+    assert events[-1]["previous"] == head != log.head
+
+
+def test_a_changed_log_is_not_continued(path: Path) -> None:
+    lines = path.read_bytes().splitlines(keepends=True)
+    changed_value(lines, 2)
+    before = b"".join(lines)
+    path.write_bytes(before)
+    with pytest.raises(Refused, match="LF4301"):
+        EventLog(path)
+    assert path.read_bytes() == before
+
+
+def test_an_empty_log_has_the_head_that_the_first_line_carries(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    head = log.head
+    log.emit("run.started")
+    log.close()
+    (event,) = read_events(tmp_path / "events.jsonl")
+    assert event["previous"] == head
+
+
+def test_listeners_hear_an_event_after_it_was_written(
+    tmp_path: Path, ticking: Callable[[], str]
+) -> None:
+    path = tmp_path / "events.jsonl"
+    heard: list[tuple[Event, int]] = []
+
+    def listen(event: Event) -> None:
+        heard.append((event, len(path.read_bytes().splitlines())))
+
+    log = EventLog(path, (listen, listen), clock=ticking)
+    for number in range(3):
+        log.emit("round.started", round=number)
+    log.close()
+    assert [(event["round"], lines) for event, lines in heard] == [
+        (number, number + 1) for number in range(3) for _ in range(2)
+    ]
+    assert [event for event, _ in heard[::2]] == read_events(path)
+
+
+def test_a_listener_that_fails_does_not_lose_the_event(tmp_path: Path) -> None:
+    def fail(event: Event) -> None:
+        raise BrokenPipeError(event["event"])
+
+    log = EventLog(tmp_path / "events.jsonl", (fail,))
+    with pytest.raises(BrokenPipeError):
+        log.emit("run.started")
+    log.close()
+    assert len(read_events(tmp_path / "events.jsonl", log.head)) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), object(), b"bytes"])
+def test_what_has_no_canonical_form_is_refused_and_leaves_the_log_whole(
+    path: Path, value: object
+) -> None:
+    before = path.read_bytes()
+    log = EventLog(path)
+    head = log.head
+    with pytest.raises((ValueError, TypeError)):
+        log.emit("reply.accepted", epsilon=value)
+    assert log.head == head
+    log.emit("reply.accepted", epsilon=1.5)
+    log.close()
+    assert path.read_bytes().startswith(before)
+    assert len(read_events(path, log.head)) == 6
+
+
+def test_fields_cannot_pose_as_the_chain(tmp_path: Path, ticking: Callable[[], str]) -> None:
+    log = EventLog(tmp_path / "events.jsonl", clock=ticking)
+    log.emit("reply.refused", previous="0" * 64, time="never")
+    log.close()
+    (event,) = read_events(tmp_path / "events.jsonl", log.head)
+    assert event["previous"] != "0" * 64
+    assert event["time"] != "never"
+
+
+def test_the_default_clock_is_utc_with_milliseconds(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.emit("run.started")
+    log.close()
+    (event,) = read_events(tmp_path / "events.jsonl")
+    assert len(event["time"]) == len("2026-01-01T00:00:00.000+00:00")
+    assert event["time"].endswith("+00:00")

@@ -1,0 +1,68 @@
+"""What is checked before a simulation, all at once and without writing anything."""
+
+from __future__ import annotations
+
+from lepton_fed.simulations.preflight import check_simulation
+
+
+def found(loaded):
+    checks = check_simulation(loaded.conf)
+    details = {check.name: check.detail for check in checks.checks if not check.problems}
+    codes = {check.name: check.problems[0].code for check in checks.checks if check.problems}
+    return details, codes, checks.exit_code
+
+
+def test_a_sound_conf_is_described(load, tmp_path):
+    details, codes, exit_code = found(load())
+    assert (codes, exit_code) == ({}, 0)
+    assert details["strategy"] == "fedavg, needs sum"
+    assert details["device"] == "cpu"
+    assert details["task"].startswith("650 parameters, digest ")
+    assert details["data"].startswith("1437 rows over 3 sites (479 to 479 a site), 360 held out")
+    assert "64-bit ring" in details["aggregation"]
+    assert "privacy" not in details
+    assert not (tmp_path / "runs").exists()
+
+
+def test_privacy_is_described_by_the_noise_it_takes(load, private):
+    details, codes, _ = found(load(*private))
+    assert codes == {}
+    assert details["privacy"].startswith("noise multiplier ")
+
+
+def test_several_failures_are_reported_together(load, tmp_path):
+    details, codes, exit_code = found(
+        load(
+            "task.model.arguments={depth: 3}",
+            "strategy.arguments={mu: 1}",
+            "device=cuda:63",
+            "sites.source.path=somewhere",
+        )
+    )
+    assert codes == {
+        "task": "LF1023",
+        "strategy": "LF1023",
+        "device": "LF1102",
+        "data": "LF3104",
+    }
+    assert (details, exit_code) == ({}, 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_target_that_cannot_be_kept_fails_the_privacy_check_alone(load):
+    details, codes, exit_code = found(
+        load("privacy.record={enabled: true, epsilon: 1.0e-05}", "rounds.count=2")
+    )
+    assert codes == {"privacy": "LF3301"}
+    assert set(details) == {"task", "strategy", "device", "data", "aggregation"}
+    assert exit_code == 2
+
+
+def test_privacy_is_not_judged_on_a_model_that_does_not_exist(load, private):
+    _, codes, _ = found(load(*private, "task.model.arguments={depth: 3}"))
+    assert codes == {"task": "LF1023"}
+
+
+def test_a_ring_without_room_is_found(load):
+    _, codes, _ = found(load("task.aggregation.norm_bound=1.0e-300"))
+    assert codes == {"aggregation": "LF3401"}
