@@ -6,10 +6,13 @@ of a command's file imports them.
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from lepton_fed.cli import check, config, demo, export, init, predict, runs, simulate
-from lepton_fed.cli.screen import EXIT_CODES
+from lepton_fed.cli.screen import EXIT_CODES, guarded
+from lepton_fed.cli.streams import steady_streams
 
 __all__ = ["app", "main"]
 
@@ -54,4 +57,9 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
-    app()
+    steady_streams()
+    try:
+        with guarded():  # what is printed outside a command, such as the help
+            app()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

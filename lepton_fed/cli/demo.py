@@ -52,6 +52,8 @@ def demo(
 
 
 def _show(demo: Demo, folder: Path) -> None:
+    from lepton_fed.simulations.demo import REPEATED_ROUNDS
+
     summary = demo.done.summary
     by_name = {site.name: site for site in summary.sites}
     rows = []
@@ -83,7 +85,7 @@ def _show(demo: Demo, folder: Path) -> None:
         f"tampered    refused: {demo.refusal}",
         f"predicted   {demo.predicted}, {demo.correct:.3f} right",
         f"run digest  {summary.digest}",
-        f"without DP  {first}  (two runs: {same})",
+        f"without DP  {first}  (two runs of {REPEATED_ROUNDS} rounds: {same})",
         "",
         f"next: lepton-fed predict --bundle {demo.report.bundle.folder} --key {public} \\",
         f"        --input {folder / 'new-digits.npz'}",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lepton_fed.cli.screen import AsJson, Overrides, guarded, print_json, stdout
+from lepton_fed.errors import ConfError, DataError, Problem, TaskError
 
 _ENDINGS = {
     ".csv": "csv",
@@ -31,7 +35,7 @@ def predict(
     reader: Annotated[
         str, typer.Option(help="Name of the reader; taken from the file's name when left out.")
     ] = "",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")] = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,17 +48,19 @@ def predict(
         from lepton_fed.config.schema import Source
         from lepton_fed.export.bundle import verify_bundle
         from lepton_fed.export.keys import load_public_key
+        from lepton_fed.export.predict import check_output, write_predictions
+        from lepton_fed.export.predict import predict as predictions_of
 
+        check_output(output, (file, bundle, key))
         verified = verify_bundle(bundle, load_public_key(key))
         named = reader or _reader_of(file)
         values = {"reader": named, "path": str(file)}
         loaded = load_values(Source, values, overrides or [], source="command line")
     with guarded(as_json=as_json, loaded=loaded):
         from lepton_fed.data.read import read
-        from lepton_fed.export.predict import predict as predictions_of
-        from lepton_fed.export.predict import write_predictions
 
-        rows = read(loaded.conf, verified.task.data, with_target=False, key="")
+        with _own_keys():
+            rows = read(loaded.conf, verified.task.data, with_target=False, key="")
         predictions = predictions_of(verified, rows.inputs, threads=threads)
         write_predictions(predictions, output)
         if as_json:
@@ -73,9 +79,18 @@ def predict(
         out.print(f"predicted   {len(predictions)} rows -> {output}", markup=False)
 
 
+@contextmanager
+def _own_keys() -> Iterator[None]:
+    """Name an argument of the reader as the command line does: here it is below no other key."""
+    try:
+        yield
+    except (ConfError, DataError, TaskError) as error:
+        problems = [replace(each, key=each.key.removeprefix(".")) for each in error.problems]
+        raise type(error)(problems) from error
+
+
 def _reader_of(file: Path) -> str:
     from lepton_fed.config import plugins
-    from lepton_fed.errors import ConfError, Problem
 
     for ending, reader in _ENDINGS.items():
         if file.name.endswith(ending):

@@ -43,7 +43,9 @@ def list_(root: Root = Path("runs"), as_json: AsJson = False) -> None:
             ]
             for row in found
         ]
-        print_table("runs", ["run", "state", "rounds", "metric", "digest"], rows, words=2)
+        print_table(
+            "runs", ["run", "state", "rounds", "metric", "digest"], rows, words=2, narrow=True
+        )
 
 
 @app.command("show")

@@ -6,14 +6,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lepton_fed.errors import LeptonError, Problem
+from lepton_fed.errors import LeptonError, Problem, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +60,8 @@ def stdout() -> Console:
 def guarded(*, as_json: bool = False, loaded: Loaded[Any] | None = None) -> Iterator[None]:
     """Turn an error of lepton-fed into one screen and its exit code.
 
+    What the operating system refuses and nobody expected is one too, not a traceback.
+
     Args:
         as_json: Also print the problems as JSON on stdout.
         loaded: The conf in force: problems that name one of its keys get the key's place.
@@ -67,12 +69,14 @@ def guarded(*, as_json: bool = False, loaded: Loaded[Any] | None = None) -> Iter
     _quiet_logs()
     try:
         yield
-    except LeptonError as error:
-        problems = [loaded.located(p) if loaded else p for p in error.problems]
+    except (LeptonError, OSError) as error:
+        told = error if isinstance(error, LeptonError) else _refused_by_system(error)
+        problems = [loaded.located(p) if loaded else p for p in told.problems]
         if as_json:
-            print_json({"error": {"exit_code": error.exit_code, "problems": _plain(problems)}})
+            with suppress(OSError):  # stdout itself may be what is refused; stderr says so
+                print_json({"error": {"exit_code": told.exit_code, "problems": _plain(problems)}})
         show_problems(problems)
-        raise typer.Exit(error.exit_code) from None
+        raise typer.Exit(told.exit_code) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise typer.Exit(_INTERRUPTED) from None
@@ -83,10 +87,16 @@ def print_json(value: object) -> None:
     from lepton_fed.core.digests import plain
 
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    words: int = 1,
+    narrow: bool = False,
 ) -> None:
     """Print a table on stdout; words to the left, numbers to the right.
 
@@ -95,12 +105,20 @@ def print_table(
         columns: Names of the columns.
         rows: Cells.
         words: How many columns, from the left, hold words.
+        narrow: Leave no more than one space between two columns.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=not narrow,
+        collapse_padding=narrow,
+    )
     for index, name in enumerate(columns):
         table.add_column(
             name,
@@ -139,6 +157,14 @@ def show_problems(problems: Sequence[Problem]) -> None:
     count = len(problems)
     lines.append(f"\n{count} problem{'s' if count > 1 else ''}; see docs/reference/errors.md")
     sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _refused_by_system(error: OSError) -> RunError:
+    return RunError(
+        Problem("LF5401", f"the operating system refused: {error.strerror or error}",
+                where=str(error.filename or ""),
+                remedy="look at free disk space, rights and limits (ulimit -a), then run again")
+    )  # fmt: skip
 
 
 def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:

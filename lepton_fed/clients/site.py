@@ -8,51 +8,35 @@ exception's text may hold values of rows, so it stays in the site's own log.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lepton_fed.config.schema import Privacy
+from lepton_fed.config.agreement import Agreement
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Vector
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import DataError, LeptonError, Problem, Refused, RunError
 from lepton_fed.models.build import local_tensors, read_vector, write_local, write_vector
-from lepton_fed.privacy.dp.accounting import noise_multiplier_for
-from lepton_fed.privacy.dp.engine import check_model
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import PoissonSampler
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.strategies.base import SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
-from lepton_fed.training.local import Moment, PrivateTraining, check_private, steps_of, train
+from lepton_fed.training.local import Moment, PrivateTraining, train
+from lepton_fed.training.noise import NoisePlan, check_trainable, plan_noise
 
-__all__ = ["EVALUATION", "Agreement", "Site"]
+__all__ = ["EVALUATION", "Site"]
 
 EVALUATION = "evaluation"
 """Word of ``privacy.outside_epsilon``: counts on held-out rows may leave while DP is on."""
 
 _UNEXPECTED = "LF5301"
+_MOST_VECTORS = 8  # the model, and what a strategy sends beside it
 
 _log = logging.getLogger("lepton_fed.site")
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What a site agreed to before a run; an ask beyond it is refused.
-
-    Args:
-        rounds: Rounds of the run.
-        seed: Seed of the run.
-        privacy: What is protected.
-    """
-
-    rounds: int
-    seed: int
-    privacy: Privacy
 
 
 class Site:
@@ -64,7 +48,7 @@ class Site:
         rule: The strategy's site half.
         rows: Rows to train on, as read.
         held_out: Rows to evaluate on, as read; may be empty.
-        agreement: What the site agreed to.
+        agreement: What the site agreed to, for the kit's task.
         devices: One device, or several GPUs.
         folder: Folder of the site's own records (its ledger).
 
@@ -99,17 +83,15 @@ class Site:
         self._local = kit.initial_local
         self._ledger: Ledger | None = None
         self._entropy: Entropy | None = None
-        self._noise_multiplier = 0.0
+        self._noise: NoisePlan | None = None
+        self._digest = agreement.digest
+        self._newest_round = 0
         record = agreement.privacy.record
+        if agreement.task != kit.task:
+            raise ValueError("the agreement is for another task than the kit")
         if record.enabled:
-            check_private(kit.task, len(devices))
-            check_model(kit.model)
-            training = kit.task.training
-            self._steps = steps_of(training, len(rows), private=True)
-            self._sampler = PoissonSampler(len(rows), training.batch_size)
-            self._noise_multiplier = noise_multiplier_for(
-                record.epsilon, record.delta, self._sampler.rate, agreement.rounds * self._steps
-            )
+            check_trainable(kit, record, len(devices))
+            self._noise = plan_noise(kit, record, len(rows), agreement.rounds)
             self._entropy = Entropy.from_system()
             self._ledger = Ledger(
                 folder / "ledger.jsonl",
@@ -121,7 +103,7 @@ class Site:
     @property
     def noise_multiplier(self) -> float | None:
         """Return the noise of record-level DP over the clipping norm; None without."""
-        return self._noise_multiplier if self._ledger else None
+        return self._noise.noise_multiplier if self._noise else None
 
     @property
     def epsilon(self) -> float | None:
@@ -146,10 +128,18 @@ class Site:
             return self._answer(ask)
         except LeptonError as error:
             _log.error("site.refused site=%s round=%s %s", self.name, ask.round_number, error)
-            return Reply(self.name, refusal=Problem(error.code, "refused by the site"))
+            return self._refusal(error.code, "refused by the site")
         except Exception:  # noqa: BLE001 - whatever went wrong, only a code may leave
             _log.exception("site.failed site=%s round=%s", self.name, ask.round_number)
-            return Reply(self.name, refusal=Problem(_UNEXPECTED, "failed at the site"))
+            return self._refusal(_UNEXPECTED, "failed at the site")
+
+    def _refusal(self, code: str, what: str) -> Reply:
+        return Reply(
+            self.name,
+            refusal=Problem(code, what),
+            epsilon=self.epsilon,  # also what a round cost that then failed
+            noise_multiplier=self.noise_multiplier,
+        )
 
     def _answer(self, ask: Ask) -> Reply:
         self._check(ask)
@@ -174,15 +164,15 @@ class Site:
     def _train(self, ask: Ask, model: torch.nn.Module, received: Vector) -> Update:
         kit, record = self._kit, self._agreement.privacy.record
         private = None
-        if self._ledger and self._entropy:
+        if self._ledger and self._entropy and self._noise:
             about: dict[str, str | int] = {
-                "run": ask.run,
+                "run": self._agreement.run,
                 "round": ask.round_number,
-                "task": ask.task,
+                "task": kit.task.digest,
             }
-            self._ledger.charge(self._sampler.event(self._noise_multiplier, self._steps), about)
+            self._ledger.charge(self._noise.round_event, about)
             private = PrivateTraining(
-                record.clip, self._noise_multiplier, record.engine, self._entropy
+                record.clip, self._noise.noise_multiplier, record.engine, self._entropy
             )
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
@@ -194,7 +184,7 @@ class Site:
             kit.task,
             self._rule,
             memory,
-            Moment(ask.seed, ask.round_number, ask.rounds, self.name),
+            Moment(self._agreement.seed, ask.round_number, self._agreement.rounds, self.name),
             devices=self._devices,
             private=private,
             augment=kit.augment,
@@ -205,13 +195,14 @@ class Site:
             memory, delta, trained.steps, trained.learning_rate
         )
         self._local = local_tensors(model, kit.layout)
+        self._newest_round = ask.round_number
         return Update(kit.layout.digest, vectors, self._weight())
 
     def _weight(self) -> float:
         aggregation = self._kit.task.aggregation
         if aggregation.weight == "equal":
             return 1.0
-        return float(min(len(self._rows), aggregation.weight_bound))
+        return float(min(len(self._rows), math.floor(aggregation.weight_bound)))
 
     def _may_evaluate(self) -> bool:
         privacy = self._agreement.privacy
@@ -224,16 +215,16 @@ class Site:
         def refuse(code: str, what: str) -> Refused:
             return Refused(Problem(code, what, where=f"round {ask.round_number}"))
 
-        if ask.task != kit.task.digest:
-            raise refuse("LF4501", f"task {ask.task[:12]} is not {kit.task.digest[:12]}, as agreed")
+        if ask.agreement != self._digest:
+            raise refuse("LF4501", "the ask is for another agreement than this site's")
         if ask.layout != kit.layout.digest:
             raise refuse("LF4502", "the model's layout is not the one this task gives here")
-        if ask.rounds != agreement.rounds or not 1 <= ask.round_number <= agreement.rounds:
-            raise refuse(
-                "LF4503", f"round {ask.round_number} of {ask.rounds}, agreed {agreement.rounds}"
-            )
-        if ask.seed != agreement.seed:
-            raise refuse("LF4504", "another seed than agreed")
+        if not 1 <= ask.round_number <= agreement.rounds:
+            raise refuse("LF4503", f"{agreement.rounds} rounds were agreed to")
+        if ask.train and ask.round_number <= self._newest_round:
+            raise refuse("LF4506", f"round {self._newest_round} was trained already")
+        if len(ask.vectors) > _MOST_VECTORS:
+            raise refuse("LF4505", f"the ask holds {len(ask.vectors)} vectors")
         for name, vector in ask.vectors.items():
             if vector.dtype != np.float32 or vector.shape != (kit.layout.size,):
                 raise refuse("LF4505", f"vector {name!r} does not fit the layout")

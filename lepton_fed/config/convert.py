@@ -155,7 +155,7 @@ class Converter:
             return {key: self._free(child, f"{name}.{key}") for key, child in node.content.items()}
         if isinstance(node.content, list):
             return [self._free(child, f"{name}[{i}]") for i, child in enumerate(node.content)]
-        if self._interpolates(node, name) or not self._is_finite(node.content, node, name):
+        if self._interpolates(node, name) or not self._is_storable(node.content, node, name):
             return None
         return node.content
 
@@ -171,7 +171,7 @@ class Converter:
         except ValidationError:
             self._wrong_type(node, hint, name)
             return None
-        if not self._is_finite(value, node, name):
+        if not self._is_storable(value, node, name):
             return None
         if setting.complaint(value):
             remedy = f"it must be {bounds(setting)}"
@@ -189,12 +189,16 @@ class Converter:
             remedy = f"write {int(given)}"
         self._add("LF1012", node, name, f"wants {words(hint)}, not {_given(node)}", remedy)
 
-    def _is_finite(self, value: object, node: Node, name: str) -> bool:
-        if not isinstance(value, float) or math.isfinite(value):
+    def _is_storable(self, value: object, node: Node, name: str) -> bool:
+        """Return whether a number is one that tensors and files can hold."""
+        if isinstance(value, float) and not math.isfinite(value):
+            what, remedy = f"{node.text} is not a finite number", "choose a finite one"
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            what = f"{node.text} does not fit into 64 bits"
+            remedy = "it must be from -2^63 to 2^63 - 1"
+        else:
             return True
-        self._add(
-            "LF1015", node, name, f"{node.text} is not a finite number", "choose a finite one"
-        )
+        self._add("LF1015", node, name, what, remedy)
         return False
 
     def _interpolates(self, node: Node, name: str) -> bool:

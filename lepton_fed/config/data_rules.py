@@ -9,6 +9,9 @@ from lepton_fed.errors import Problem
 
 __all__ = ["data_problems", "distinct"]
 
+_LARGEST = (2 - 2.0**-23) * 2.0**127  # the largest and the smallest normal float32
+_SMALLEST = 2.0**-126
+
 
 def data_problems(task: Task) -> Iterator[Problem]:
     """Yield the contradictions in a task's data contract; keys are relative to the task."""
@@ -122,6 +125,8 @@ def _column(column: Column, key: str) -> Iterator[Problem]:
                 remedy="leave them out, or set kind to category",
             )
         yield from _range(column.minimum, column.maximum, key, "LF1064")
+        yield from _fill(column, key)
+        yield from _constants(column, key)
         return
     if not column.values:
         yield Problem(
@@ -140,6 +145,35 @@ def _column(column: Column, key: str) -> Iterator[Problem]:
                 key=f"{key}.{name}",
                 remedy="leave it out, or set kind to number",
             )
+
+
+def _fill(column: Column, key: str) -> Iterator[Problem]:
+    fill, low, high = column.fill, column.minimum, column.maximum
+    if fill is None:
+        return
+    wrong = ""
+    if low is not None and fill < low:
+        wrong = f"below the minimum {low:g}"
+    elif high is not None and fill > high:
+        wrong = f"above the maximum {high:g}"
+    if wrong:
+        yield Problem(
+            "LF1064",
+            f"the fill value {fill:g} is {wrong}",
+            key=f"{key}.fill",
+            remedy="choose one that the contract admits, or correct the bound",
+        )
+
+
+def _constants(column: Column, key: str) -> Iterator[Problem]:
+    for name in ("mean", "std", "fill"):
+        value = getattr(column, name)
+        if value is not None and abs(value) > _LARGEST:
+            what = f"{value:g} is infinite as float32, in which the model computes"
+            yield Problem("LF1064", what, key=f"{key}.{name}", remedy=f"at most {_LARGEST:g}")
+    if column.std < _SMALLEST:
+        what = f"{column.std:g} is too small for float32, in which the model computes"
+        yield Problem("LF1064", what, key=f"{key}.std", remedy=f"at least {_SMALLEST:g}")
 
 
 def _range(low: float | None, high: float | None, key: str, code: str) -> Iterator[Problem]:

@@ -61,6 +61,7 @@ class Node:
             names `1.0`, `007` and `true` stay what they are.
         name_where: Where the key was written; empty for the root and for elements of lists.
         broken: A problem was already reported for it.
+        repeated: Its key stands in the section again, which was reported there.
     """
 
     content: Scalar | list[Node] | dict[str, Node]
@@ -68,6 +69,7 @@ class Node:
     text: str | None = None
     name_where: str = ""
     broken: bool = False
+    repeated: bool = False
 
     @property
     def blank(self) -> bool:
@@ -247,8 +249,9 @@ class _Builder:
             if isinstance(name.content, (list, dict)) or not name.text:
                 self._add("LF1008", event, "this key is not a name", "write `name: value`")
             elif name.text in pairs:
-                first = pairs[name.text].name_where
-                what = f"key `{name.text}` stands here twice; the first is at {first}"
+                first = pairs[name.text]
+                first.repeated = True
+                what = f"key `{name.text}` stands here twice; the first is at {first.name_where}"
                 self._add("LF1007", event, what, "remove one of them")
             else:
                 pairs[name.text] = value

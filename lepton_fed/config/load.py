@@ -152,12 +152,17 @@ def kind_of(path: str | Path) -> str:
     """Return which kind of conf a file is: a key of ``KINDS``.
 
     Raises:
-        ConfError: The file cannot be read, or says no kind that exists.
+        ConfError: The file cannot be read, or does not say one kind that exists. What else is wrong
+            with it is left to :func:`load_conf`, which reports it together with the rest.
     """
     root, problems = _parsed(path)
-    if problems:
+    said = root.content.get("kind") if isinstance(root.content, dict) else None
+    if said is not None and (said.broken or said.repeated):
         raise ConfError(in_order(problems))
-    return _said_kind(root, str(path))
+    try:
+        return _said_kind(root, str(path))
+    except ConfError as error:
+        raise ConfError(in_order([*problems, *error.problems])) from None
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:

@@ -103,7 +103,7 @@ def _optimiser(task: Task) -> Iterator[Problem]:
 
 def _weights(task: Task) -> Iterator[Problem]:
     weight, bound = task.aggregation.weight, task.aggregation.weight_bound
-    if weight == "equal" and bound < 1:
+    if weight == "equal" and bound != 1:
         yield Problem(
             "LF1042",
             f"every site has weight 1, but the largest weight admitted is {bound:g}",
@@ -209,7 +209,7 @@ def _sites(conf: SimulationConf) -> Iterator[Problem]:
     for index, name in enumerate(sites.names):
         yield from _bad_name(name, f"sites.names[{index}]")
     yield from distinct(sites.names, "sites.names", "LF1048", "site")
-    selected = max(1, round(rounds.fraction * sites.count))
+    selected = rounds.cohort_size(sites.count)
     if rounds.quorum > selected:
         yield Problem(
             "LF1049",

@@ -37,7 +37,7 @@ class StrategyConf:
 class Rounds:
     """How long the run is and who takes part in a round."""
 
-    count: int = setting(10, "Number of rounds.", at_least=1)
+    count: int = setting(10, "Number of rounds.", at_least=1, at_most=1_000_000)
     fraction: float = setting(
         1.0, "Fraction of the sites that is selected for a round.", above=0, at_most=1
     )
@@ -48,6 +48,18 @@ class Rounds:
     evaluate: bool = setting(
         True, "Sites evaluate the model they receive on their held-out rows and send the counts."
     )
+
+    def cohort_size(self, sites: int) -> int:
+        """Return how many sites are selected for a round, at least one.
+
+        Args:
+            sites: How many there are, from 1.
+
+        Example:
+            >>> Rounds(fraction=0.3).cohort_size(10), Rounds(fraction=0.3).cohort_size(1)
+            (3, 1)
+        """
+        return max(1, round(self.fraction * sites))
 
 
 @dataclass(frozen=True)

@@ -37,23 +37,17 @@ class Ask:
     """What the coordinator asks of one site.
 
     Args:
-        run: Name of the run.
-        task: Digest of the task.
+        agreement: Digest of what the site agreed to: run, task, strategy, rounds, seed, privacy.
         layout: Digest of the model's layout.
         round_number: Round, from 1.
-        rounds: Number of rounds of the run.
-        seed: Seed of the run.
         train: Whether to train and send an update.
         evaluate: Whether to evaluate the model as received and send the counts.
         vectors: The model and what the strategy sends beside it, by name.
     """
 
-    run: str
-    task: str
+    agreement: str
     layout: str
     round_number: int
-    rounds: int
-    seed: int
     train: bool
     evaluate: bool
     vectors: Mapping[str, Vector]
@@ -69,7 +63,8 @@ class Reply:
         counts: Evaluation counts, ``[metrics plan's size]`` float64; None when it did not evaluate.
         refusal: Why there is neither; None when all went well.
         sent_bytes: Bytes of the reply's payload.
-        epsilon: Epsilon its records have spent in this run, when the site says so.
+        epsilon: Epsilon its records have spent in this run, when the site says so; a refusal may
+            say it too.
         noise_multiplier: Noise standard deviation over clipping norm, when the site says so.
     """
 

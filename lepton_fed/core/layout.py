@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,8 @@ class TensorEntry:
     Args:
         name: Its name in the model's state.
         shape: Its shape.
-        dtype: Its element type by numpy's name, for example ``float32``.
+        dtype: Its element type by numpy's name, for example ``float32``; one that numpy lacks, such
+            as ``bfloat16``, by torch's.
         rule: ``shared``, ``local`` or ``frozen``.
         offset: Place of its first element in the shared vector; -1 when it is not in it.
         content: SHA-256 of a frozen tensor's bytes; empty otherwise.
@@ -59,14 +61,21 @@ class Layout:
     entries: tuple[TensorEntry, ...]
 
     @classmethod
-    def of(cls, tensors: Iterable[tuple[str, Rule, npt.NDArray[np.generic]]]) -> Layout:
+    def of(
+        cls,
+        tensors: Iterable[tuple[str, Rule, npt.NDArray[np.generic]]],
+        dtypes: Mapping[str, str] = MappingProxyType({}),
+    ) -> Layout:
         """Lay tensors out one after another.
 
         Args:
             tensors: Name, rule and value of each tensor, in the model's order.
+            dtypes: Element types that numpy lacks, by tensor name; the value of such a tensor is
+                its bytes as integers of the same width. Only frozen tensors may have one.
 
         Raises:
-            ValueError: A name occurs twice, or a shared tensor is not float32.
+            ValueError: A name occurs twice, a shared tensor is not float32, or a local one is of a
+                type that numpy lacks.
         """
         entries: list[TensorEntry] = []
         seen: set[str] = set()
@@ -75,7 +84,8 @@ class Layout:
             if name in seen:
                 raise ValueError(f"tensor {name!r} occurs twice")
             seen.add(name)
-            dtype, shape = value.dtype.name, tuple(int(n) for n in value.shape)
+            dtype = dtypes.get(name, value.dtype.name)
+            shape = tuple(int(n) for n in value.shape)
             if rule == "shared":
                 if dtype != "float32":
                     raise ValueError(f"tensor {name!r} is {dtype}; shared tensors are float32")
@@ -84,6 +94,8 @@ class Layout:
             elif rule == "frozen":
                 content = hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()
                 entries.append(TensorEntry(name, shape, dtype, rule, content=content))
+            elif name in dtypes:
+                raise ValueError(f"tensor {name!r} is {dtype}; no site can keep that by itself")
             else:
                 entries.append(TensorEntry(name, shape, dtype, rule))
         return cls(tuple(entries))

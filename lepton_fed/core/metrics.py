@@ -8,7 +8,8 @@ For classes the counts are the confusion matrix and the sum of the loss; for two
 of the score in 1024 equal bins give the area under the ROC curve with a known error bound (two
 scores in one bin cannot be ordered, so the truth lies within half of the pairs that share a bin).
 For numbers they are sums of errors and targets, in units of the contract's target range where it
-gives one.
+gives one. Counts of several sites are added exactly and rounded once (:class:`CountsSum`), so the
+order in which sites answer does not matter.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.task import Task
 
 __all__ = [
     "CLASS_METRICS",
     "NUMBER_METRICS",
     "SCORE_BINS",
+    "CountsSum",
     "MetricsPlan",
     "cross_entropy",
 ]
@@ -38,7 +39,9 @@ NUMBER_METRICS = ("mae", "r2")
 SCORE_BINS = 1024
 
 _LEAST_SPREAD = 1e-12  # of the targets, as a fraction of their squares
-_COUNT_BOUND = 2.0**34  # leaves 18 fractional bits: a sum of losses is exact to 4e-6
+_MOST_ROWS = 2.0**40  # whole numbers up to here stay whole when many sites add up
+_TO_BE_SAID = 1e-6  # an error of R2 below this does not show
+_LARGEST_SUM = 1e300  # leaves room to add
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class MetricsPlan:
             return f"counts are {counts.dtype.name} {counts.shape}, not float64 ({self.size},)"
         if not np.isfinite(counts).all():
             return "counts are not finite"
-        if float(np.abs(counts).max()) > _COUNT_BOUND:
-            return f"a count is beyond {_COUNT_BOUND:g}; give the target a minimum and a maximum"
+        if counts[0] > _MOST_ROWS or float(np.abs(counts).max()) > _LARGEST_SUM:
+            return f"there are more than {_MOST_ROWS:g} rows, or a sum is beyond {_LARGEST_SUM:g}"
         rows, whole = counts[0], counts[2:]
         if rows < 0 or rows != np.floor(rows) or counts[1] < 0:
             return "the number of rows or the loss is negative or not whole"
@@ -137,11 +140,6 @@ class MetricsPlan:
         if "auc" in self.names and not np.array_equal(np.sum(self._histograms(counts), 1), truth):
             return "the scores are not those of the rows in the confusion matrix"
         return ""
-
-    def empty_sum(self, cohort: int) -> RingSum:
-        """Return an empty running sum for the counts of at most ``cohort`` sites."""
-        encoding = RingEncoding.plan(cohort=cohort, coordinate_bound=_COUNT_BOUND, weight_bound=1.0)
-        return RingSum(encoding, self.size)
 
     def values(self, counts: Counts) -> dict[str, float]:
         """Return the metrics of counts: ``loss`` first, then the task's; empty without rows.
@@ -160,11 +158,24 @@ class MetricsPlan:
 
     def error_bounds(self, counts: Counts) -> dict[str, float]:
         """Return how far a metric may be from its exact value, for those that are not exact."""
-        if "auc" not in self.names or counts[0] <= 0:
+        if counts[0] <= 0:
+            return {}
+        if self.kind == "number":
+            rounding = self._r2_rounding(counts) if "r2" in self.names else 0.0
+            return {"r2": rounding} if rounding > _TO_BE_SAID else {}
+        if "auc" not in self.names:
             return {}
         negative, positive = self._histograms(counts)
         pairs = float(negative.sum() * positive.sum())
         return {"auc": 0.5 * float(negative @ positive) / pairs if pairs else 0.0}
+
+    def _r2_rounding(self, counts: Counts) -> float:
+        """Return how far rounding moves R2: targets far from the center cancel in their spread."""
+        rows, squares, _, total, total_squares = (float(c) for c in counts[:5])
+        spread = total_squares - total * total / rows
+        if spread <= _LEAST_SPREAD * total_squares:
+            return 0.0  # R2 is left out
+        return squares / spread * (total_squares / spread) * 2.0**-50
 
     def _number_values(self, counts: Counts) -> dict[str, float]:
         rows, squares, absolute, total, total_squares = (float(c) for c in counts[:5])
@@ -208,6 +219,37 @@ class MetricsPlan:
     def _histograms(self, counts: Counts) -> tuple[Counts, Counts]:
         both = counts[2 + self.classes**2 :].reshape(2, SCORE_BINS)
         return both[0], both[1]
+
+
+class CountsSum:
+    """Adds the counts of several sites, exactly: the sum is rounded once, at the end.
+
+    ``math.fsum`` (J. R. Shewchuk, Discrete & Computational Geometry 18, 1997) gives the double
+    nearest to the true sum, whatever the order.
+
+    Args:
+        size: Length of a vector of counts.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._added: list[Counts] = []
+
+    def add(self, counts: Counts) -> None:
+        """Add one site's counts.
+
+        Raises:
+            ValueError: They have another length.
+        """
+        if counts.shape != (self._size,):
+            raise ValueError(f"counts have shape {counts.shape}, the sum has ({self._size},)")
+        self._added.append(counts)
+
+    def total(self) -> Counts:
+        """Return the sum, ``[size]`` float64."""
+        if not self._added:
+            return np.zeros(self._size, dtype=np.float64)
+        return np.asarray([math.fsum(column) for column in zip(*self._added, strict=True)])
 
 
 def cross_entropy(logits: npt.NDArray[np.floating], codes: npt.NDArray[np.int64]) -> Counts:

@@ -53,6 +53,7 @@ class RingEncoding:
         coordinate_bound: Largest absolute coordinate that is encoded faithfully.
         weight_bound: Largest weight.
         cohort: Largest number of replies in a sum.
+        weight_bits: A weight is a multiple of ``weight_bound * 2**-weight_bits``.
     """
 
     bits: int
@@ -60,6 +61,7 @@ class RingEncoding:
     coordinate_bound: float
     weight_bound: float
     cohort: int
+    weight_bits: int = WEIGHT_BITS
 
     @classmethod
     def plan(
@@ -112,14 +114,14 @@ class RingEncoding:
         return replies * each / total_weight
 
     def encode_weight(self, weight: float) -> int:
-        """Return a weight as an integer of ``WEIGHT_BITS`` fractional bits.
+        """Return a weight as an integer of ``weight_bits`` fractional bits.
 
         Raises:
             ValueError: The weight is not finite, not positive, above the bound, or rounds to zero.
         """
         if not 0 < weight <= self.weight_bound:  # NaN compares false
             raise ValueError(f"weight {weight!r} is not in (0, {self.weight_bound:g}]")
-        encoded = round(math.ldexp(weight / self.weight_bound, WEIGHT_BITS))
+        encoded = round(math.ldexp(weight / self.weight_bound, self.weight_bits))
         if encoded == 0:
             raise ValueError(f"weight {weight!r} is too small beside {self.weight_bound:g}")
         return encoded
@@ -138,7 +140,7 @@ class RingEncoding:
         Raises:
             ValueError: A value is NaN.
         """
-        scale = math.ldexp(encoded_weight, self.fraction_bits - WEIGHT_BITS)
+        scale = math.ldexp(encoded_weight, self.fraction_bits - self.weight_bits)
         scaled = values.astype(np.float64)
         scaled *= scale
         limit = self.coordinate_bound * scale
@@ -236,7 +238,7 @@ class RingSum:
         if self.replies == 0:
             raise ValueError("a sum of no replies has no mean")
         mean = self.sum()
-        mean /= math.ldexp(self.weight, -WEIGHT_BITS)
+        mean /= math.ldexp(self.weight, -self.encoding.weight_bits)
         return mean
 
 

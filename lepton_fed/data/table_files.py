@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TextIO
 
@@ -21,6 +21,8 @@ from lepton_fed.errors import DataError, Problem, TaskError, quoted
 
 __all__ = ["csv_file"]
 
+# What people put between fields, and how a conf says it.
+_DELIMITERS = {";": '";"', "\t": '"\\t"', "|": '"|"', ",": '","'}
 _MISSING = ("", "NA", "NaN", "nan", "null")
 # Rows parsed at a time: the text of a row takes some 20 times the memory of its numbers.
 _CHUNK_ROWS = 4096
@@ -106,6 +108,7 @@ def _parse(
     if not header:
         raise DataError(Problem("LF2003", "the file holds nothing but blank lines", where=where))
     header = [name.strip() for name in header]
+    _refuse_one_column(header, {*(column.name for column in columns), target.name}, where)
     places = _locate(header, [column.name for column in columns], "LF2008", findings)
     if with_target:
         places += _locate(header, [target.name], "LF2009", findings)
@@ -238,6 +241,23 @@ def _records(stream: TextIO, delimiter: str, where: str) -> Iterator[tuple[int, 
                 remedy="every quoted field ends with a quote; a quote within is written twice",
             )
         ) from error
+
+
+def _refuse_one_column(header: Sequence[str], wanted: Set[str], where: str) -> None:
+    """Refuse a header that another delimiter would split: every column would be missing."""
+    if len(header) > 1 or header[0] in wanted:
+        return
+    sign = max(_DELIMITERS, key=header[0].count)
+    if sign in header[0]:
+        raise DataError(
+            Problem(
+                "LF2008",
+                f"the header is one column, {quoted(header[0])}",
+                where=where,
+                key="arguments.delimiter",
+                remedy=f"set the reader's argument `delimiter` to {_DELIMITERS[sign]}",
+            )
+        )
 
 
 def _locate(

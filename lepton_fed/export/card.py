@@ -122,8 +122,9 @@ def _metrics(task: Task, summary: RunSummary) -> list[str]:
         for site in reporting[:_MAX_SITES]
     ]
     lines += [
-        "Of the final model, on rows that the sites held out of training. Those of all sites are "
-        "made from added-up counts, not by averaging.",
+        "Of the final model, on rows that the sites held out of training, as the sites report "
+        "them: nobody else has seen those rows. Those of all sites are made from added-up counts, "
+        "not by averaging.",
         "",
         *table(["Site", *(f"{escape(name)}>" for name in names)], rows),
         "",
@@ -158,9 +159,9 @@ def _privacy(summary: RunSummary) -> list[str]:
     shown = sorted(protected, key=lambda site: (-(site.epsilon or 0.0), site.name))[:_MAX_SITES]
     lines += [
         f"Record-level differential privacy, {delta}. Two data sets of a site are neighbours when "
-        "one is the other with one record added or removed; the epsilon below bounds how far "
-        "anything that the site sent in this run, and so this model, can tell them apart. It holds "
-        "against whoever sees those updates, except for what is named as outside epsilon.",
+        "one is the other with one record added or removed; the epsilon below bounds how far the "
+        "updates that the site sent in this run, and so this model, can tell them apart. It holds "
+        "against whoever sees those updates.",
         "",
         *table(
             ["Site", "Epsilon>", "Noise multiplier>"],
@@ -183,6 +184,9 @@ def _privacy(summary: RunSummary) -> list[str]:
         f"each record to {clip}, and adds Gaussian noise; its standard deviation is the noise "
         "multiplier times that norm.",
         f"- Outside epsilon, left the sites without noise: {', '.join(outside) or 'nothing'}.",
+        "- Row counts are treated as public, and epsilon does not cover what is made from a site's "
+        "row count: its epsilon and noise multiplier themselves, the sampling rate, the number of "
+        "steps, and whether the site took part.",
         "- One record is protected, in this run. Several records of one person, several sites that "
         "hold the same person, and several runs on the same records add up.",
     ]

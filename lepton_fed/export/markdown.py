@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 
 __all__ = ["code_block", "escape", "figure", "listed", "table", "upper_figure"]
 
@@ -14,6 +14,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&@$])")
 # What is made a link as it stands: https://..., mailto:..., www.... (an address has its at sign).
 _LINK = re.compile(r"(?i)(:(?=//)|(?<=mailto):|(?<=xmpp):|(?<=www)\.)")
 _MAX_NAME = 200
+_WIDE = Context(prec=400)  # the largest float has 309 digits before the point
 
 
 def escape(text: str) -> str:
@@ -41,7 +42,7 @@ def upper_figure(value: float | None) -> str:
     """Return a number with three decimals, rounded up: an epsilon is never shown too small."""
     if value is None:
         return "-"
-    return str(Decimal(repr(value)).quantize(Decimal("0.001"), ROUND_CEILING))
+    return str(Decimal(repr(value)).quantize(Decimal("0.001"), ROUND_CEILING, _WIDE))
 
 
 def listed(items: Sequence[str], most: int) -> str:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from lepton_fed.errors import BundleRefused, Problem, TaskError
+from lepton_fed.errors import BundleRefused, Problem, RunError, TaskError
 from lepton_fed.export.bundle import VerifiedBundle
 from lepton_fed.export.inference import InferenceError, Session
 from lepton_fed.export.interface import INPUT
 from lepton_fed.export.manifest import ONNX
+from lepton_fed.runs.files import write_atomic
 
-__all__ = ["ClassPredictions", "NumberPredictions", "Predictions", "predict", "write_predictions"]
+__all__ = [
+    "ClassPredictions",
+    "NumberPredictions",
+    "Predictions",
+    "check_output",
+    "predict",
+    "write_predictions",
+]
 
+_OUTPUT_REMEDY = "name another file, in a writable folder with room for it"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -123,6 +132,26 @@ def predict(
     )
 
 
+def check_output(path: Path, sources: Iterable[Path] = ()) -> Path:
+    """Return the file that predictions would be written to, or refuse it.
+
+    Args:
+        path: Where the predictions are to go. A link stands for what it leads to.
+        sources: Files and folders that were read for them; neither they nor what lies in them is
+            replaced.
+
+    Raises:
+        TaskError: LF3222, it is no plain file, or is or lies in a source.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(path) and not os.path.isfile(target):
+        raise _no_output(path, "this is no plain file, so it is not replaced")
+    for source in sources:
+        if Path(os.path.realpath(source)) in (target, *target.parents):
+            raise _no_output(path, f"this would change {source}, which is read")
+    return target
+
+
 def write_predictions(predictions: Predictions, path: Path) -> None:
     """Write predictions as CSV (UTF-8), whole or not at all; an older file is replaced.
 
@@ -138,25 +167,20 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
         path: The file.
 
     Raises:
-        TaskError: LF3222, the file cannot be written.
+        TaskError: LF3222, the file cannot be written, or what is there is no plain file.
     """
-    building = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(_table(predictions))
+    target = check_output(path)
     try:
-        try:
-            with building.open("x", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows(_table(predictions))
-            os.replace(building, path)
-        finally:
-            building.unlink(missing_ok=True)
-    except OSError as error:
-        raise TaskError(
-            Problem(
-                code="LF3222",
-                what=f"cannot write the predictions: {error.strerror}",
-                where=str(path),
-                remedy="name a file in a writable folder",
-            )
-        ) from error
+        write_atomic(target, text.getvalue().encode())
+    except RunError as error:
+        what = replace(error.problems[0], code="LF3222", where=str(path), remedy=_OUTPUT_REMEDY)
+        raise TaskError(what) from error
+
+
+def _no_output(path: Path, what: str) -> TaskError:
+    return TaskError(Problem("LF3222", what, where=str(path), remedy=_OUTPUT_REMEDY))
 
 
 def _table(predictions: Predictions) -> Iterator[list[str]]:

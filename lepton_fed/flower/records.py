@@ -31,12 +31,9 @@ def ask_to_record(ask: Ask) -> RecordDict:
     """Return an ask as records."""
     head = ConfigRecord(
         {
-            "run": ask.run,
-            "task": ask.task,
+            "agreement": ask.agreement,
             "layout": ask.layout,
             "round": ask.round_number,
-            "rounds": ask.rounds,
-            "seed": ask.seed,
             "train": ask.train,
             "evaluate": ask.evaluate,
         }
@@ -52,12 +49,9 @@ def record_to_ask(record: RecordDict) -> Ask:
     """
     head = _head(record)
     return Ask(
-        run=_field(head, "run", str),
-        task=_field(head, "task", str),
+        agreement=_field(head, "agreement", str),
         layout=_field(head, "layout", str),
         round_number=_field(head, "round", int),
-        rounds=_field(head, "rounds", int),
-        seed=_field(head, "seed", int),
         train=_field(head, "train", bool),
         evaluate=_field(head, "evaluate", bool),
         vectors=_vectors(record),

@@ -42,35 +42,47 @@ class GridTransport:
         grid: The Grid.
         nodes: Node id of each site, by name.
         sleep: Waits between two looks for replies, seconds.
+        clock: Tells seconds that never go back.
     """
 
     def __init__(
-        self, grid: Grid, nodes: Mapping[str, int], sleep: Callable[[float], None] = time.sleep
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._grid = grid
         self._nodes = dict(nodes)
         self._sleep = sleep
+        self._clock = clock
 
     def sites(self) -> Sequence[str]:
         """Return the names of the sites that are online."""
         online = set(self._grid.get_node_ids())
         return sorted(name for name, node in self._nodes.items() if node in online)
 
-    def exchange(self, sites: Sequence[str], ask: Ask) -> Iterator[Reply]:
+    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
         """Ask sites and yield their replies as they come.
 
         Args:
-            sites: Names of the sites.
-            ask: What is asked; its records are made once for all.
+            asks: What is asked of each site, by name; the records of one ask are made once,
+                however many sites it goes to.
+            patience_s: Seconds after which a site that has not answered is given up; None waits.
         """
-        content = ask_to_record(ask)
-        kind = "train" if ask.train else "evaluate"
-        group = str(ask.round_number)
+        until = None if patience_s is None else self._clock() + patience_s
+        contents = {id(ask): ask_to_record(ask) for ask in asks.values()}
         messages = [
-            self._grid.create_message(content, kind, self._nodes[site], group) for site in sites
+            self._grid.create_message(
+                contents[id(ask)],
+                "train" if ask.train else "evaluate",
+                self._nodes[site],
+                str(ask.round_number),
+            )
+            for site, ask in asks.items()
         ]
         waiting: dict[str, str] = {}
-        for site, pushed in zip_longest(sites, self._grid.push_messages(messages)):
+        for site, pushed in zip_longest(asks, self._grid.push_messages(messages)):
             if pushed:
                 waiting[pushed] = site
             else:  # a Grid has no id for a message that it could not send
@@ -86,7 +98,11 @@ class GridTransport:
                         answered = True
                         yield _reply(site, message)
             if waiting and not answered:
+                if until is not None and self._clock() >= until:
+                    break
                 self._sleep(_POLL_S)
+        for site in waiting.values():
+            yield Reply(site, refusal=Problem("LF5306", "no reply in time", where=site))
 
 
 def _reply(site: str, message: Message) -> Reply:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from lepton_fed.config import plugins
 from lepton_fed.core.layout import Layout, Rule, Vector
@@ -25,13 +28,20 @@ __all__ = [
 ]
 
 _LARGEST = 500_000_000  # beyond it an update is gigabytes a round: train an adapter instead
+_EXPLAIN = "lepton-fed config explain task.model.arguments shows what it takes"
+# What torch's allocator says before the number of bytes.
+_ALLOCATOR = re.compile(r"^\[enforce fail at .*DefaultCPUAllocator: ")
+# Integers as wide as an element: how numpy sees the bytes of a type that it lacks.
+_SAME_WIDTH = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def build_model(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module:
     """Build a task's model and initialise it from ``seed``.
 
     Module constructors draw from torch's global generator and take no other; it is put aside,
-    seeded, and put back, so that nothing outside sees the difference.
+    seeded, and put back, so that nothing outside sees the difference. The model is built on torch's
+    meta device first, where tensors have a shape and no memory, so that one that is too large is
+    refused before anything is allocated.
 
     Args:
         task: The task.
@@ -43,48 +53,80 @@ def build_model(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module:
 
     Raises:
         ConfError: The model is not installed or an argument does not fit its signature.
-        TaskError: The model refuses its arguments, or is too large to train in full.
+        TaskError: The model refuses its arguments, does not fit into memory, is no torch module, is
+            too large to train in full, or a pattern of the task matches none of its tensors.
     """
-    key = "task.model"
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
         try:
-            built = plugins.call(
-                "models",
-                task.model.name,
-                task.model.arguments,
-                key=f"{key}.arguments",
-                shape=shape,
-                outputs=task.outputs,
-            )
-        except ValueError as error:
+            outline = _outline(task, shape, seed)
+            if outline is not None:
+                _check_size(outline)
+            built = _construct(task, shape, seed)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            what = _ALLOCATOR.sub("", (str(error).splitlines() or ["not enough memory"])[0])
             raise TaskError(
-                Problem("LF3001", str(error), key=f"{key}.arguments", remedy=_EXPLAIN)
+                Problem("LF3001", what, key="task.model.arguments", remedy=_EXPLAIN)
             ) from error
+    _check_size(built)
+    return built
+
+
+def _outline(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module | None:
+    """Return the model without memory behind its tensors; None if it cannot be built so.
+
+    Raises:
+        ValueError: No machine could build it.
+    """
+    try:
+        # A model that loads weights is told that they go nowhere.
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")
+            return _construct(task, shape, seed)
+    except (ValueError, MemoryError):
+        return None  # building it in earnest tells what is wrong, if anything is
+    except (TypeError, RuntimeError) as error:
+        if "overflow" in str(error).lower():
+            raise ValueError("a tensor of the model has more bytes than can be counted") from error
+        return None
+
+
+def _construct(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module:
+    torch.default_generator.manual_seed(seed)
+    built = plugins.call(
+        "models",
+        task.model.name,
+        task.model.arguments,
+        key="task.model.arguments",
+        shape=shape,
+        outputs=task.outputs,
+    )
     if not isinstance(built, nn.Module):
-        raise TaskError(
-            Problem("LF3002", f"model {task.model.name!r} is not a torch module", key=f"{key}.name")
-        )
+        what = f"model {task.model.name!r} is not a torch module"
+        raise TaskError(Problem("LF3002", what, key="task.model.name"))
     _apply_rules(built, task.model)
-    trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    return built
+
+
+def _check_size(model: nn.Module) -> None:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if trained > _LARGEST:
         raise TaskError(
             Problem(
                 "LF3003",
                 f"the model has {trained:,} trainable parameters; the limit is {_LARGEST:,}",
-                key=f"{key}.arguments",
+                key="task.model.arguments",
                 remedy="freeze the base and train an adapter (LoRA), or take a smaller model",
             )
         )
-    return built
-
-
-_EXPLAIN = "lepton-fed config explain task.model.arguments shows what it takes"
 
 
 def _apply_rules(model: nn.Module, spec: ModelSpec) -> None:
-    names = [name for name, _ in model.named_parameters()]
-    for key, patterns in (("frozen", spec.frozen), ("local", spec.local)):
+    parameters = [name for name, _ in model.named_parameters()]
+    buffers = [name for name, _ in _buffers(model)]
+    for key, patterns, names in (
+        ("frozen", spec.frozen, parameters),
+        ("local", spec.local, [*parameters, *buffers]),
+    ):
         for index, pattern in enumerate(patterns):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise TaskError(
@@ -103,28 +145,38 @@ def _apply_rules(model: nn.Module, spec: ModelSpec) -> None:
 def layout_of(model: nn.Module, spec: ModelSpec) -> Layout:
     """Return the layout of a model.
 
-    Trainable parameters are shared; those that match ``spec.local`` are local; parameters that are
-    not trained are frozen. A buffer is local when it is a running statistic (training changes it),
-    so that it keeps its element type and never meets an average.
+    What matches ``spec.local`` is local. Of the rest, trainable parameters are shared and all else
+    is frozen, buffers that a checkpoint holds included, but for the running statistics of
+    normalisation layers: training changes those, so they are local, which keeps their element type
+    and lets them never meet an average. A model that changes another buffer in training must be
+    given a pattern for it.
 
     Args:
         model: The model.
         spec: Which tensors the task makes local.
 
     Raises:
-        TaskError: A shared tensor is not float32, or nothing is shared.
+        TaskError: A shared tensor is not float32, a local one is of a type that numpy lacks, or
+            nothing is shared.
     """
+    statistics = _running_statistics(model)
+    ruled: list[tuple[str, Rule, torch.Tensor]] = [
+        (name, "shared" if parameter.requires_grad else "frozen", parameter.detach())
+        for name, parameter in model.named_parameters()
+    ]
+    ruled += [(n, "local" if n in statistics else "frozen", b) for n, b in _buffers(model)]
     entries: list[tuple[str, Rule, npt.NDArray[np.generic]]] = []
-    for name, parameter in model.named_parameters():
-        rule: Rule = "shared" if parameter.requires_grad else "frozen"
-        if any(fnmatchcase(name, pattern) for pattern in spec.local):
-            rule = "local"
-        entries.append((name, rule, parameter.detach().cpu().numpy()))
-    state = model.state_dict()
-    buffers = [name for name, _ in model.named_buffers() if name in state]
-    entries += [(name, "local", state[name].cpu().numpy()) for name in buffers]
+    dtypes: dict[str, str] = {}
+    for name, rule, tensor in ruled:
+        local = any(fnmatchcase(name, pattern) for pattern in spec.local)
+        try:
+            value = tensor.cpu().numpy()
+        except TypeError:  # bfloat16 and the like
+            value = tensor.cpu().view(_SAME_WIDTH[tensor.element_size()]).numpy()
+            dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+        entries.append((name, "local" if local else rule, value))
     try:
-        layout = Layout.of(entries)
+        layout = Layout.of(entries, dtypes)
     except ValueError as error:
         raise TaskError(Problem("LF3005", str(error), key="task.model")) from error
     if layout.size == 0:
@@ -135,9 +187,30 @@ def layout_of(model: nn.Module, spec: ModelSpec) -> Layout:
     return layout
 
 
+def _buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the buffers that a checkpoint of the model holds."""
+    state = model.state_dict()
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in state)
+
+
+def _running_statistics(model: nn.Module) -> set[str]:
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
 def read_vector(model: nn.Module, layout: Layout) -> Vector:
-    """Return the model's shared tensors as one vector, ``[layout.size]`` float32 (one copy)."""
-    return layout.gather({name: p.detach().cpu().numpy() for name, p in model.named_parameters()})
+    """Return the model's shared tensors as one vector, ``[layout.size]`` float32 (one copy).
+
+    No other tensor is touched: a frozen base on a GPU stays there.
+    """
+    shared = {entry.name for entry in layout.of_rule("shared")}
+    return layout.gather(
+        {n: p.detach().cpu().numpy() for n, p in model.named_parameters() if n in shared}
+    )
 
 
 def write_vector(model: nn.Module, layout: Layout, vector: Vector) -> None:

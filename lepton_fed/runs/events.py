@@ -1,7 +1,9 @@
 """The event log of a run: one JSON object a line, each carrying the hash of the one before.
 
 A changed, removed or inserted line breaks the chain, and :func:`read_events` says where. Lines cut
-off at the end are found by the hash of the last one, which the run's summary holds.
+off at the end are found by the hash of the last one, which the run's summary holds. While a run has
+no summary, a last line without its line end is one that a crash cut off: nobody was told of it, so
+it counts as not written.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.errors import Problem, Refused
+from lepton_fed.runs.files import append, reading, writing
 
 __all__ = ["Event", "EventLog", "Listener", "read_events"]
 
@@ -34,12 +37,15 @@ class EventLog:
     """Appends events to a run's file and tells them to listeners.
 
     Args:
-        path: File; made when missing. An existing one is verified and continued.
-        listeners: Called with each event after it was written: progress views, log lines.
+        path: File; made when missing. An existing one is verified and continued; a last line that
+            a crash cut off is removed first.
+        listeners: Called with each event after it was written: progress views, log lines. One that
+            can no longer be told (OSError) is left out from then on.
         clock: Returns the time that goes into an event.
 
     Raises:
         Refused: The existing file is changed.
+        RunError: It cannot be read or written.
     """
 
     def __init__(
@@ -48,13 +54,19 @@ class EventLog:
         listeners: tuple[Listener, ...] = (),
         clock: Callable[[], str] = utc_now,
     ) -> None:
-        self._listeners = listeners
+        self._path = path
+        self._listeners = list(listeners)
         self._clock = clock
         self._head = _GENESIS
-        if path.exists():
-            for event in read_events(path):
-                self._head = _hash(event)
-        self._file = path.open("ab")
+        with reading(path):
+            content = path.read_bytes() if path.exists() else b""
+        whole = _without_cut_line(content)
+        for event in _events(whole, path):
+            self._head = _hash(event)
+        with writing(path):
+            self._file = path.open("ab", buffering=0)
+            if len(whole) < len(content):
+                self._file.truncate(len(whole))
 
     @property
     def head(self) -> str:
@@ -67,18 +79,30 @@ class EventLog:
         Args:
             event: Its name, for example ``round.closed``.
             fields: Plain data; never a tensor, a path to data, or a secret.
+
+        Raises:
+            RunError: It cannot be written; the file ends with the event before.
         """
         record = {**fields, "event": event, "time": self._clock(), "previous": self._head}
-        self._file.write(canonical_json(record) + b"\n")
-        self._file.flush()
-        self._head = _hash(record)
-        for listener in self._listeners:
-            listener(record)
+        line = canonical_json(record)
+        head = hashlib.sha256(line).hexdigest()
+        with writing(self._path):
+            append(self._file, line + b"\n")
+        self._head = head
+        for listener in tuple(self._listeners):
+            try:
+                listener(record)
+            except OSError:  # who only watches must not end the run
+                self._listeners.remove(listener)
 
     def close(self) -> None:
-        """Sync and close the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Sync and close the file.
+
+        Raises:
+            RunError: It cannot be synced; it is closed all the same.
+        """
+        with writing(self._path), self._file:
+            os.fsync(self._file.fileno())
 
 
 def read_events(path: Path, head: str = "") -> list[Event]:
@@ -86,25 +110,43 @@ def read_events(path: Path, head: str = "") -> list[Event]:
 
     Args:
         path: The file.
-        head: Hash of its last line, as a run's summary holds it; empty when there is none yet.
+        head: Hash of its last line, as a run's summary holds it; empty when there is none yet. Only
+            then may a crash have cut the last line off.
 
     Raises:
         Refused: There is no file, a line is not JSON or does not follow from the one before, or the
             last is another.
+        RunError: The file cannot be read.
     """
-    events: list[Event] = []
-    last = _GENESIS
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
+    with reading(path):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError as error:
+            raise Refused(
+                Problem(
+                    "LF4302",
+                    "there is no event log",
+                    where=str(path),
+                    remedy="do not rely on this run's record",
+                )
+            ) from error
+    events = _events(content if head else _without_cut_line(content), path)
+    if head and (not events or _hash(events[-1]) != head):
         raise Refused(
             Problem(
                 "LF4302",
-                "there is no event log",
+                "the event log does not end as the run's summary says: lines are missing or added",
                 where=str(path),
                 remedy="do not rely on this run's record",
             )
-        ) from error
+        )
+    return events
+
+
+def _events(content: bytes, path: Path) -> list[Event]:
+    """Return the events of a file's content, each of which follows from the one before."""
+    events: list[Event] = []
+    last = _GENESIS
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         try:
             record = json.loads(line)
@@ -122,16 +164,11 @@ def read_events(path: Path, head: str = "") -> list[Event]:
             )
         events.append(record)
         last = _hash(record)
-    if head and last != head:
-        raise Refused(
-            Problem(
-                "LF4302",
-                "the event log does not end as the run's summary says: lines are missing or added",
-                where=str(path),
-                remedy="do not rely on this run's record",
-            )
-        )
     return events
+
+
+def _without_cut_line(content: bytes) -> bytes:
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _hash(record: Event) -> str:

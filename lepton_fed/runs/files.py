@@ -1,15 +1,61 @@
-"""Files that are whole or not there: written aside, synced, renamed."""
+"""Files that are whole or not there: written aside, synced, renamed, or appended to as a whole.
+
+What the operating system refuses becomes a :class:`RunError` that names the file.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["read_tensors", "write_atomic", "write_tensors"]
+from lepton_fed.errors import Problem, RunError
+
+__all__ = ["append", "read_tensors", "reading", "write_atomic", "write_tensors", "writing"]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file that cannot be written.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RunError: LF5209, in place of an OSError raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            Problem("LF5209", f"this cannot be written: {error.strerror or error}",
+                    where=str(path), remedy="free disk space or mend the folder, then run again")
+        ) from error  # fmt: skip
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file that cannot be read.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RunError: LF5210, in place of an OSError raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            Problem("LF5210", f"this cannot be read: {error.strerror or error}",
+                    where=str(path), remedy="look at the path, its rights and its disk")
+        ) from error  # fmt: skip
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -18,18 +64,48 @@ def write_atomic(path: Path, content: bytes) -> None:
     Args:
         path: The file.
         content: Its new content.
+
+    Raises:
+        RunError: It cannot be written; what was there is there still.
     """
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    # A name that nobody can foresee: in a folder that others write to, a link could lie in wait.
+    aside = path.parent / f".{secrets.token_hex(8)}.partial"
+    with writing(path):
+        file = aside.open("xb")
+        try:
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def append(file: FileIO, content: bytes) -> None:
+    """Append all of ``content`` to an unbuffered file, or nothing.
+
+    Args:
+        file: Open for appending.
+        content: What comes at its end.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    before = os.fstat(file.fileno()).st_size
+    rest = memoryview(content)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:  # an interrupt too must not leave half a line
+        with suppress(OSError):
+            file.truncate(before)
+        raise
 
 
 def write_tensors(
@@ -41,6 +117,9 @@ def write_tensors(
         path: The file.
         tensors: Arrays by name.
         about: Text that goes with them.
+
+    Raises:
+        RunError: It cannot be written.
     """
     from safetensors.numpy import save
 
@@ -52,12 +131,13 @@ def read_tensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[s
     """Return the arrays of a safetensors file and the text that goes with them.
 
     Raises:
+        RunError: It cannot be read.
         ValueError: It is no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
+        with reading(path), safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:

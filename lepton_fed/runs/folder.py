@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +30,14 @@ from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import plain
 from lepton_fed.core.layout import Layout, Vector
 from lepton_fed.errors import Problem, RunError
-from lepton_fed.runs.files import read_tensors, write_atomic, write_tensors
+from lepton_fed.runs.files import (
+    append,
+    read_tensors,
+    reading,
+    write_atomic,
+    write_tensors,
+    writing,
+)
 from lepton_fed.runs.summary import RunSummary
 
 __all__ = ["ALL_SITES", "RunFolder", "find_run", "list_runs"]
@@ -60,14 +68,18 @@ class RunFolder:
             conf: The resolved conf, YAML.
 
         Raises:
-            RunError: The folder cannot be made.
+            RunError: The folder cannot be made; nothing of it is left behind.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         path = root / f"{stamp}-{task}-{secrets.token_hex(2)}"
         try:
             path.mkdir(parents=True)
-            (path / "checkpoints").mkdir()
-            write_atomic(path / "conf.yaml", conf.encode())
+            try:
+                (path / "checkpoints").mkdir()
+                write_atomic(path / "conf.yaml", conf.encode())
+            except BaseException:
+                shutil.rmtree(path, ignore_errors=True)
+                raise
         except OSError as error:
             raise RunError(
                 Problem("LF5201", f"the run's folder cannot be made: {error.strerror}",
@@ -105,18 +117,21 @@ class RunFolder:
         Args:
             round_number: Round after which the model has them.
             values: By site (:data:`ALL_SITES` for all together), then by metric.
+
+        Raises:
+            RunError: The file cannot be written; no half of these rows is in it.
         """
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         path = self.path / "metrics.csv"
-        if not path.exists():
-            rows.writerow(["round", "site", "metric", "value"])
-        for site, metrics in values.items():
-            rows.writerows(
-                [round_number, site, name, repr(float(v))] for name, v in metrics.items()
-            )
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text.getvalue())
+        with writing(path), path.open("ab", buffering=0) as file:
+            if file.tell() == 0:
+                rows.writerow(["round", "site", "metric", "value"])
+            for site, metrics in values.items():
+                rows.writerows(
+                    [round_number, site, name, repr(float(v))] for name, v in metrics.items()
+                )
+            append(file, text.getvalue().encode())
 
     def write_checkpoint(
         self,
@@ -130,16 +145,24 @@ class RunFolder:
             round_number: The finished round.
             tensors: The model and the strategy's state, by name.
             about: Digests and numbers that go with them.
+
+        Raises:
+            RunError: It cannot be written.
         """
         folder = self.path / "checkpoints"
         write_tensors(folder / f"round-{round_number:04d}.safetensors", tensors, about)
         # By length first: as text round-10000 comes before round-9999.
         written = sorted(folder.glob("round-*.safetensors"), key=lambda p: (len(p.name), p.name))
         for old in written[:-_CHECKPOINTS]:
-            old.unlink()
+            with writing(old):
+                old.unlink(missing_ok=True)
 
     def write_model(self, layout: Layout, model: Vector, about: Mapping[str, str]) -> None:
-        """Write the final model, tensors by name."""
+        """Write the final model, tensors by name.
+
+        Raises:
+            RunError: It cannot be written.
+        """
         write_tensors(self.path / "model.safetensors", layout.views(model), about)
 
     def read_model(self, layout: Layout) -> Vector:
@@ -149,11 +172,12 @@ class RunFolder:
             RunError: The run has no final model, one of another layout, or a broken file.
         """
         path = self.path / "model.safetensors"
-        if not path.exists():
-            raise RunError(
-                Problem("LF5202", "this run has no final model", where=str(path),
-                        remedy="`lepton-fed runs list` shows which runs are finished")
-            )  # fmt: skip
+        with reading(path):
+            if not path.exists():
+                raise RunError(
+                    Problem("LF5202", "this run has no final model", where=str(path),
+                            remedy="`lepton-fed runs list` shows which runs are finished")
+                )  # fmt: skip
         try:
             tensors, about = read_tensors(path)
             if about.get("layout") != layout.digest:
@@ -166,7 +190,11 @@ class RunFolder:
             ) from error  # fmt: skip
 
     def write_summary(self, summary: RunSummary) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json``.
+
+        Raises:
+            RunError: It cannot be written.
+        """
         text = json.dumps(plain(summary), indent=2, allow_nan=False)
         write_atomic(self.path / "summary.json", text.encode() + b"\n")
 
@@ -174,13 +202,15 @@ class RunFolder:
         """Return the summary; None while the run is not finished.
 
         Raises:
-            RunError: The file is there but is no summary.
+            RunError: The file is there but is no summary, or cannot be read.
         """
         path = self.path / "summary.json"
-        if not path.exists():
-            return None
+        with reading(path):
+            if not path.exists():
+                return None
+            content = path.read_bytes()
         try:
-            return decode(RunSummary, strict_json(path.read_bytes()))
+            return decode(RunSummary, strict_json(content))
         except ValueError as error:
             raise RunError(
                 Problem("LF5204", f"this is no run summary: {error}", where=str(path),
@@ -189,16 +219,20 @@ class RunFolder:
 
 
 def list_runs(root: Path) -> list[RunFolder]:
-    """Return all runs below ``root``, the newest last."""
-    if not root.is_dir():
-        return []
+    """Return all runs below ``root``, the newest last.
+
+    Raises:
+        RunError: The folder cannot be read.
+    """
 
     def age(conf: Path) -> tuple[str, int, str]:
         # Names are to the second; conf.yaml is written once, so its time orders those of a second.
         name = conf.parent.name
         return name.partition("-")[0], conf.stat().st_mtime_ns, name
 
-    return [RunFolder(conf.parent) for conf in sorted(root.glob("*/conf.yaml"), key=age)]
+    with reading(root):
+        confs = sorted(root.glob("*/conf.yaml"), key=age) if root.is_dir() else []
+    return [RunFolder(conf.parent) for conf in confs]
 
 
 def find_run(words: str, root: Path) -> RunFolder:
@@ -209,10 +243,11 @@ def find_run(words: str, root: Path) -> RunFolder:
         root: Folder of all runs.
 
     Raises:
-        RunError: No run, or more than one, goes by these words.
+        RunError: No run, or more than one, goes by these words, or a folder cannot be read.
     """
-    if (Path(words) / "conf.yaml").is_file():
-        return RunFolder(Path(words))
+    with reading(Path(words)):
+        if (Path(words) / "conf.yaml").is_file():
+            return RunFolder(Path(words))
     runs = list_runs(root)
     if words == "last" and runs:
         return runs[-1]

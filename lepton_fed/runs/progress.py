@@ -27,11 +27,13 @@ _CHAIN = ("previous", "time", "event")
 class LineView:
     """Writes one JSON object a line for each event: for log collectors and pipes.
 
+    It goes silent when nobody takes its lines any more: a run does not end because a pipe did.
+
     Args:
-        stream: Where to.
+        stream: Where to; None, as ``sys.stderr`` of a process without one, for nowhere.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def __enter__(self) -> LineView:
@@ -42,10 +44,16 @@ class LineView:
 
     def __call__(self, event: Event) -> None:
         """Write an event."""
+        if self._stream is None:
+            return
         fields = {key: value for key, value in event.items() if key not in _CHAIN}
         line = {"time": event["time"], "event": event["event"], **fields}
-        self._stream.write(json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n")
-        self._stream.flush()
+        text = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + "\n"
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # a ValueError when it was closed
+            self._stream = None
 
 
 class ProgressView:
@@ -115,11 +123,22 @@ class ProgressView:
                 style="yellow",
                 highlight=False,
             )
+        elif name == "round.model_not_finite":
+            self._console.print(
+                f"round {event['round']}: the strategy made NaN or infinities; the model stays as "
+                "it was",
+                style="yellow",
+                highlight=False,
+            )
 
 
-def view_for(stream: TextIO) -> ProgressView | LineView:
-    """Return a progress line for a terminal, log lines for anything else."""
-    if stream.isatty():
+def view_for(stream: TextIO | None) -> ProgressView | LineView:
+    """Return a progress line for a terminal, log lines for anything else.
+
+    Args:
+        stream: Where to; None for nowhere.
+    """
+    if stream is not None and stream.isatty():
         return ProgressView(Console(file=stream))
     return LineView(stream)
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.core.exchange import Reply, Update, legible
 from lepton_fed.core.layout import Layout, Vector
 from lepton_fed.core.task import Aggregation
 from lepton_fed.errors import Problem, UpdateRefused
+from lepton_fed.privacy.dp.accounting import LARGEST_NOISE
 
 __all__ = ["admit", "admit_claims"]
 
@@ -34,7 +36,7 @@ def admit(
 
     Raises:
         UpdateRefused: Another layout, a missing or extra vector, another length or element type,
-            a value that is not finite, a norm or weight out of bounds.
+            a value that is not finite, a norm out of bounds, or a weight the task does not give.
     """
 
     def refuse(code: str, what: str) -> UpdateRefused:
@@ -49,8 +51,12 @@ def admit(
     weight = update.weight
     if not isinstance(weight, float):
         raise refuse("LF4403", f"a weight of type {type(weight).__name__}")
-    if not 0 < weight <= aggregation.weight_bound:  # NaN compares false
-        raise refuse("LF4403", f"weight {weight:g} is not in (0, {aggregation.weight_bound:g}]")
+    if aggregation.weight == "equal":
+        if weight != 1.0:
+            raise refuse("LF4403", f"weight {weight:g}, where every site has weight 1")
+    elif not (1 <= weight <= aggregation.weight_bound and weight == math.floor(weight)):
+        bound = f"{aggregation.weight_bound:g}"
+        raise refuse("LF4403", f"weight {weight:g} is no number of rows from 1 to {bound}")
     largest = 0.0
     for name in vectors:
         vector = update.vectors[name]
@@ -69,18 +75,30 @@ def admit(
     return largest
 
 
-def admit_claims(reply: Reply) -> None:
+def admit_claims(reply: Reply, record: RecordPrivacy) -> None:
     """Check what a reply says of its site's privacy: it goes into the run's record as it stands.
 
     Args:
         reply: What came back; nothing about it is trusted.
+        record: The run's record-level DP.
 
     Raises:
-        UpdateRefused: An epsilon or a noise multiplier is negative or not finite.
+        UpdateRefused: A claim in a run without DP, one that is negative or not finite, an epsilon
+            beyond the run's target, or a noise multiplier that no accounting gives.
     """
-    for name, claim in (("epsilon", reply.epsilon), ("noise multiplier", reply.noise_multiplier)):
-        if claim is not None and not 0 <= claim < math.inf:  # NaN compares false
-            raise _refusal("LF4412", f"{name} {claim:g} is not a finite number", reply.site)
+    most = {
+        "epsilon": record.epsilon * (1 + 1e-9) if record.enabled else None,
+        "noise multiplier": LARGEST_NOISE if record.enabled else None,
+    }
+    claims = {"epsilon": reply.epsilon, "noise multiplier": reply.noise_multiplier}
+    for name, claim in claims.items():
+        bound = most[name]
+        if claim is None:
+            continue
+        if bound is None:
+            raise _refusal("LF4412", f"{name} {claim:g} in a run without DP", reply.site)
+        if not 0 <= claim <= bound:  # NaN compares false
+            raise _refusal("LF4412", f"{name} {claim:g} is not in [0, {bound:g}]", reply.site)
 
 
 def _refusal(code: str, what: str, site: str) -> UpdateRefused:

@@ -63,7 +63,7 @@ def describe_encoding(task: Task, rounds: Rounds, sites: int) -> str:
     Raises:
         TaskError: The ring has no room for the cohort.
     """
-    encoding: RingEncoding = plan_encoding(task, max(1, round(rounds.fraction * sites)))
+    encoding: RingEncoding = plan_encoding(task, rounds.cohort_size(sites))
     error = encoding.error_bound(1, 1.0)
     text = f"{encoding.bits}-bit ring, grid {encoding.grid:.1e}, error of a mean below {error:.1e}"
     if task.aggregation.weight == "equal":

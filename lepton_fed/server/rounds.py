@@ -7,6 +7,7 @@ round with fewer usable updates than the quorum leaves the model as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Rounds
 from lepton_fed.core.exchange import MODEL, Ask, Reply
 from lepton_fed.core.layout import Layout, Vector, vector_digest
-from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.metrics import CountsSum, MetricsPlan
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.run_digest import RunDigest
 from lepton_fed.core.task import Task
@@ -43,12 +45,12 @@ class Transport(Protocol):
     def sites(self) -> Sequence[str]:
         """Return the names of the sites that can be asked now."""
 
-    def exchange(self, sites: Sequence[str], ask: Ask) -> Iterator[Reply]:
+    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
         """Ask sites and yield their replies as they come, each site's at most once.
 
         Args:
-            sites: Names of the sites.
-            ask: What is asked; the same of all.
+            asks: What is asked of each site, by name.
+            patience_s: Seconds after which a site that has not answered is given up; None waits.
         """
 
 
@@ -94,37 +96,37 @@ class Coordinator:
     """Runs the rounds of one run.
 
     Args:
-        task: The task.
+        agreement: What the sites agreed to.
+        rounds: Length of the run and choice of sites.
         layout: The model's layout.
         plan: What is counted in an evaluation.
         strategy: The strategy; only its server half is used.
-        rounds: Length of the run and choice of sites.
-        seed: Seed of the run.
         folder: The run's folder.
         log: Its event log.
     """
 
     def __init__(
         self,
-        task: Task,
+        agreement: Agreement,
+        rounds: Rounds,
         layout: Layout,
         plan: MetricsPlan,
         strategy: Strategy,
-        rounds: Rounds,
-        seed: int,
         *,
         folder: RunFolder,
         log: EventLog,
     ) -> None:
-        self._task = task
+        self._agreement = agreement
+        self._task = agreement.task
         self._layout = layout
         self._plan = plan
         self._strategy = strategy
         self._rounds = rounds
-        self._seed = seed
+        self._seed = agreement.seed
         self._folder = folder
         self._log = log
         self._sites: dict[str, SiteRecord] = {}
+        self._held_out: dict[str, float] = {}
 
     def run(self, transport: Transport, initial: Vector) -> Outcome:
         """Run all rounds and a last evaluation.
@@ -146,8 +148,9 @@ class Coordinator:
         state = self._strategy.server.init(model)
         digest = RunDigest(self._task.digest, self._seed)
         used = 0
+        size = self._rounds.cohort_size(len(names))
         for number in range(1, self._rounds.count + 1):
-            cohort = select_cohort(names, self._rounds.fraction, self._seed, number)
+            cohort = select_cohort(names, size, self._seed, number)
             self._log.emit(
                 "round.started", round=number, rounds=self._rounds.count, cohort=list(cohort)
             )
@@ -183,10 +186,11 @@ class Coordinator:
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
         intake = _Intake(self._strategy, self._layout, self._task, number, len(cohort),
-                         self._folder.path / "spill")  # fmt: skip
-        evaluation = _Evaluation(self._plan, len(cohort))
+                         len(self._sites), self._folder.path / "spill")  # fmt: skip
+        evaluation = _Evaluation(self._plan)
+        ask = self._ask(number, state, model, train=True)
         try:
-            for reply in transport.exchange(cohort, self._ask(number, state, model, train=True)):
+            for reply in transport.exchange(dict.fromkeys(cohort, ask)):
                 self._take(reply, cohort, intake, evaluation, number)
             # What sites evaluated is the model they received: that of the round before.
             self._report(evaluation, number - 1)
@@ -222,11 +226,13 @@ class Coordinator:
         evaluation: _Evaluation,
         number: int,
     ) -> None:
-        problem = reply.refusal if reply.site in cohort else _NOT_ASKED
+        problem = None if reply.site in cohort else _NOT_ASKED
         norm = 0.0
         if problem is None:
             try:
-                norm = intake.add(reply)
+                self._note_claims(reply)
+                problem = reply.refusal
+                norm = 0.0 if problem else intake.add(reply)
             except UpdateRefused as error:
                 problem = error.problems[0]
         if problem is not None:
@@ -234,7 +240,6 @@ class Coordinator:
             return
         record = self._sites[reply.site]
         record.update_bytes = max(record.update_bytes, _update_bytes(reply))
-        record.epsilon, record.noise_multiplier = reply.epsilon, reply.noise_multiplier
         self._log.emit(
             "reply.accepted",
             round=number,
@@ -245,6 +250,15 @@ class Coordinator:
         )
         self._count(reply, evaluation, number)
 
+    def _note_claims(self, reply: Reply) -> None:
+        """Write down what a site says it spent, also when its update is not used: it left."""
+        admit_claims(reply, self._agreement.privacy.record)
+        record = self._sites[reply.site]
+        if reply.epsilon is not None:
+            record.epsilon = max(reply.epsilon, record.epsilon or 0.0)
+        if reply.noise_multiplier is not None:
+            record.noise_multiplier = reply.noise_multiplier
+
     def _refuse(self, site: str, number: int, problem: Problem) -> None:
         self._log.emit(
             "reply.refused", round=number, site=site, code=problem.code, why=problem.what
@@ -254,6 +268,9 @@ class Coordinator:
         if reply.counts is None:
             return
         complaint = self._plan.complaint(reply.counts)
+        rows = self._held_out.setdefault(reply.site, float(reply.counts[0])) if not complaint else 0
+        if not complaint and rows != reply.counts[0]:
+            complaint = f"{reply.counts[0]:g} held-out rows, before {rows:g}"
         if complaint:
             self._log.emit(
                 "counts.refused", round=number, site=reply.site, code="LF4408", why=complaint
@@ -280,11 +297,18 @@ class Coordinator:
         if not self._rounds.evaluate:
             return {}, {}
         number = self._rounds.count
-        evaluation = _Evaluation(self._plan, len(names))
-        for reply in transport.exchange(names, self._ask(number, state, model, train=False)):
-            problem = reply.refusal if reply.site in self._sites else _NOT_ASKED
+        evaluation = _Evaluation(self._plan)
+        ask = self._ask(number, state, model, train=False)
+        for reply in transport.exchange(dict.fromkeys(names, ask)):
+            problem = None if reply.site in self._sites else _NOT_ASKED
             if reply.site in evaluation.sites:
                 problem = _SECOND_REPLY
+            if problem is None:
+                try:
+                    self._note_claims(reply)
+                    problem = reply.refusal
+                except UpdateRefused as error:
+                    problem = error.problems[0]
             if problem is not None:
                 self._refuse(reply.site, number, problem)
             else:
@@ -294,12 +318,9 @@ class Coordinator:
 
     def _ask(self, number: int, state: ServerState, model: Vector, *, train: bool) -> Ask:
         return Ask(
-            run=self._folder.name,
-            task=self._task.digest,
+            agreement=self._agreement.digest,
             layout=self._layout.digest,
             round_number=number,
-            rounds=self._rounds.count,
-            seed=self._seed,
             train=train,
             evaluate=self._rounds.evaluate,
             vectors={MODEL: model, **(self._strategy.server.sends(state) if train else {})},
@@ -355,8 +376,10 @@ class _Intake:
         task: Task,
         number: int,
         cohort: int,
+        sites: int,
         spill: Path,
     ) -> None:
+        self._sites = sites
         self._layout = layout
         self._aggregation = task.aggregation
         self._number = number
@@ -381,7 +404,6 @@ class _Intake:
             raise UpdateRefused(Problem("LF4409", "the reply holds no update", where=reply.site))
         if reply.site in self._names:
             raise UpdateRefused(_SECOND_REPLY)
-        admit_claims(reply)
         norm = admit(update, self._layout, self._aggregation, self._vectors, reply.site)
         if self._spill:
             self._spill.add(reply.site, update.vectors, update.weight)
@@ -398,7 +420,10 @@ class _Intake:
         if self._spill:
             return self._spill
         means = {name: total.mean() for name, total in self._sums.items()}
-        return Sum(self._number, means, self.contributors)
+        encoding = next(iter(self._sums.values())).encoding
+        encoded = next(iter(self._sums.values())).weight
+        weight = math.ldexp(encoded * encoding.weight_bound, -encoding.weight_bits)
+        return Sum(self._number, means, self.contributors, weight, self._sites)
 
     def close(self) -> None:
         if self._spill:
@@ -408,16 +433,16 @@ class _Intake:
 class _Evaluation:
     """Counts of one model: each site's metrics, and the exact sum over all."""
 
-    def __init__(self, plan: MetricsPlan, cohort: int) -> None:
+    def __init__(self, plan: MetricsPlan) -> None:
         self._plan = plan
-        self._sum = plan.empty_sum(cohort)
+        self._sum = CountsSum(plan.size)
         self.sites: dict[str, dict[str, float]] = {}
 
     def add(self, site: str, counts: npt.NDArray[np.float64]) -> None:
         if site in self.sites:
             return
-        self._sum.add(counts, 1.0)
+        self._sum.add(counts)
         self.sites[site] = self._plan.values(counts)
 
     def total(self) -> npt.NDArray[np.float64]:
-        return self._sum.sum()
+        return self._sum.total()

@@ -9,14 +9,12 @@ from lepton_fed.core.seeds import generator
 __all__ = ["select_cohort"]
 
 
-def select_cohort(
-    sites: Sequence[str], fraction: float, seed: int, round_number: int
-) -> tuple[str, ...]:
+def select_cohort(sites: Sequence[str], size: int, seed: int, round_number: int) -> tuple[str, ...]:
     """Draw a round's cohort.
 
     Args:
         sites: Names of all sites, in any order.
-        fraction: Fraction selected, in (0, 1]; at least one site is.
+        size: How many are selected, at most as many as there are.
         seed: Seed of the run.
         round_number: Round, from 1.
 
@@ -24,10 +22,9 @@ def select_cohort(
         Names, sorted.
     """
     names = sorted(sites)
-    count = max(1, round(fraction * len(names)))
-    if count == len(names):
+    if size == len(names):
         return tuple(names)
     picked = generator(seed, "select", round_number=round_number).choice(
-        len(names), size=count, replace=False
+        len(names), size=size, replace=False
     )
     return tuple(names[index] for index in sorted(picked))

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lepton_fed.clients.site import Agreement, Site
+from lepton_fed.clients.site import Site
 from lepton_fed.config.schema import SimulationConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.models.build import write_local, write_vector
 from lepton_fed.simulations.population import SiteRows
-from lepton_fed.simulations.sequential import Simulation
+from lepton_fed.simulations.sequential import Simulation, agreement_of
 from lepton_fed.strategies.base import DELTA, PlainSite
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
@@ -77,13 +77,14 @@ def compare_with_alone(done: Simulation, conf: SimulationConf) -> list[Compariso
 
 def _train_alone(done: Simulation, conf: SimulationConf, rows: SiteRows) -> Vector:
     kit = done.kit
+    agreement = agreement_of(conf, f"{done.folder.name}-alone", "alone")
     site = Site(
         rows.name,
         kit,
         PlainSite(),
         rows.training,
         rows.held_out,
-        Agreement(conf.rounds.count, conf.seed, conf.privacy),
+        agreement,
         devices=[torch.device("cpu")],
         folder=done.folder.path / "alone" / rows.name,
     )
@@ -91,12 +92,9 @@ def _train_alone(done: Simulation, conf: SimulationConf, rows: SiteRows) -> Vect
     try:
         for number in range(1, conf.rounds.count + 1):
             ask = Ask(
-                run=f"{done.folder.name}-alone",
-                task=conf.task.digest,
+                agreement=agreement.digest,
                 layout=kit.layout.digest,
                 round_number=number,
-                rounds=conf.rounds.count,
-                seed=conf.seed,
                 train=True,
                 evaluate=False,
                 vectors={MODEL: model},

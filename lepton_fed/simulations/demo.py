@@ -22,9 +22,10 @@ from lepton_fed.simulations.alone import Comparison, compare_with_alone
 from lepton_fed.simulations.release import export_run
 from lepton_fed.simulations.sequential import Simulation, simulate
 
-__all__ = ["Demo", "demo_conf", "run_demo"]
+__all__ = ["REPEATED_ROUNDS", "Demo", "demo_conf", "run_demo"]
 
-_REPEATED_ROUNDS = 3
+REPEATED_ROUNDS = 3
+"""Rounds of each of the two runs that are compared."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Demo:
         refusal: Why a copy of the bundle with one changed bit was refused.
         predicted: Where the predictions are.
         correct: Fraction of the predicted rows whose class is right.
-        digests: Run digests of two runs without DP.
+        digests: Run digests of two runs of :data:`REPEATED_ROUNDS` without DP.
     """
 
     done: Simulation
@@ -98,7 +99,7 @@ def demo_conf(folder: Path, overrides: Sequence[str] = ()) -> Loaded[SimulationC
 def _repeat(loaded: Loaded[SimulationConf]) -> str:
     conf = loaded.conf
     without = replace(conf.privacy, record=replace(conf.privacy.record, enabled=False))
-    short = replace(conf, privacy=without, rounds=replace(conf.rounds, count=_REPEATED_ROUNDS))
+    short = replace(conf, privacy=without, rounds=replace(conf.rounds, count=REPEATED_ROUNDS))
     return simulate(replace(loaded, conf=short)).summary.digest
 
 

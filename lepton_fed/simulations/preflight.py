@@ -8,7 +8,7 @@ from lepton_fed.config.schema import SimulationConf
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.preflight import check_strategy, check_task, describe_encoding
 from lepton_fed.simulations.population import SiteRows, populate
-from lepton_fed.simulations.sequential import noise_multipliers
+from lepton_fed.simulations.sequential import plan_privacy
 from lepton_fed.training.device import devices_of
 
 __all__ = ["check_simulation"]
@@ -34,7 +34,7 @@ def check_simulation(conf: SimulationConf) -> Checklist:
             lambda text: text,
         )
     if kit is not None and population is not None and conf.privacy.record.enabled:
-        checks.add("privacy", lambda: noise_multipliers(conf, kit, population), _describe_noise)
+        checks.add("privacy", lambda: plan_privacy(conf, kit, population), _describe_noise)
     return checks
 
 

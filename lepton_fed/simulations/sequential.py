@@ -7,34 +7,33 @@ ClientApp on an in-process Grid, hence the same run digest.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from lepton_fed.clients.site import Agreement, Site
+from lepton_fed.clients.site import Site
+from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import Loaded
-from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.schema import SimulationConf, StrategyConf
 from lepton_fed.core.exchange import Ask, Reply
 from lepton_fed.core.layout import vector_digest
-from lepton_fed.errors import LeptonError
-from lepton_fed.privacy.dp.accounting import noise_multiplier_for
-from lepton_fed.privacy.dp.engine import check_model
-from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.errors import LeptonError, RunError
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 from lepton_fed.server.rounds import Coordinator, Outcome, plan_encoding
+from lepton_fed.simulations.open_files import room_for_ledgers
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.strategies.base import Strategy
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.device import devices_of
 from lepton_fed.training.kit import TaskKit, build_kit
-from lepton_fed.training.local import check_private, steps_of
+from lepton_fed.training.noise import check_trainable, plan_noise
 
-__all__ = ["Simulation", "noise_multipliers", "simulate"]
+__all__ = ["Simulation", "plan_privacy", "simulate"]
 
 _LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
 
@@ -83,14 +82,15 @@ def simulate(
     devices = devices_of(conf.device)
     kit = build_kit(conf.task, conf.seed)
     population = populate(conf)
-    noise_multipliers(conf, kit, population)
+    plan_privacy(conf, kit, population)
     if chosen.server.needs == "sum":
-        plan_encoding(conf.task, max(1, round(conf.rounds.fraction * len(population))))
-    folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
-    agreement = Agreement(conf.rounds.count, conf.seed, conf.privacy)
+        plan_encoding(conf.task, conf.rounds.cohort_size(len(population)))
     with ExitStack() as stack:
-        log = EventLog(folder.events, listeners)
-        stack.callback(log.close)
+        if conf.privacy.record.enabled:
+            stack.enter_context(room_for_ledgers(len(population)))
+        folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
+        agreement = agreement_of(conf, folder.name, chosen.name)
+        log = stack.enter_context(_recorded(EventLog(folder.events, listeners)))
         log.emit(
             "run.started",
             run=folder.name,
@@ -104,36 +104,31 @@ def simulate(
             record_dp=conf.privacy.record.enabled,
             outside_epsilon=outside_epsilon(conf),
         )
-        try:
-            sites: dict[str, Site] = {}
-            for index, rows in enumerate(population):
-                site = Site(
-                    rows.name,
-                    kit,
-                    chosen.site,
-                    rows.training,
-                    rows.held_out,
-                    agreement,
-                    # Several GPUs take the sites in turn; each site trains on one.
-                    devices=[devices[index % len(devices)]],
-                    folder=folder.site(rows.name),
-                )
-                stack.callback(site.close)
-                sites[rows.name] = site
-            coordinator = Coordinator(
-                conf.task,
-                kit.layout,
-                kit.plan,
-                chosen,
-                conf.rounds,
-                conf.seed,
-                folder=folder,
-                log=log,
+        sites: dict[str, Site] = {}
+        for index, rows in enumerate(population):
+            site = Site(
+                rows.name,
+                kit,
+                chosen.site,
+                rows.training,
+                rows.held_out,
+                agreement,
+                # Several GPUs take the sites in turn; each site trains on one.
+                devices=[devices[index % len(devices)]],
+                folder=folder.site(rows.name),
             )
-            outcome = _run_on_flower(coordinator, sites, kit)
-        except LeptonError as error:
-            log.emit("run.failed", code=error.code)
-            raise
+            stack.callback(site.close)
+            sites[rows.name] = site
+        coordinator = Coordinator(
+            agreement,
+            conf.rounds,
+            kit.layout,
+            kit.plan,
+            chosen,
+            folder=folder,
+            log=log,
+        )
+        outcome = _run_on_flower(coordinator, sites, kit)
         about = {"layout": kit.layout.digest, "task": conf.task.digest, "digest": outcome.digest}
         folder.write_model(kit.layout, outcome.model, about)
         summary = _summary(conf, chosen, kit, outcome, folder, time.monotonic() - started)
@@ -145,10 +140,45 @@ def simulate(
     return Simulation(folder, summary, kit, population, outcome)
 
 
-def noise_multipliers(
+@contextmanager
+def _recorded(log: EventLog) -> Iterator[EventLog]:
+    """Close a run's log in the end; let it say why, when the run ends before its time."""
+    try:
+        yield log
+    except BaseException as error:
+        # As far as it can be written: what ended the run is the error to tell.
+        with suppress(RunError):
+            log.emit("run.failed", code=_code_of(error))
+        with suppress(RunError):
+            log.close()
+        raise
+    log.close()
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, LeptonError):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "LF5211"
+    return "LF5401" if isinstance(error, OSError) else "LF5212"
+
+
+def agreement_of(conf: SimulationConf, run: str, strategy: str) -> Agreement:
+    """Return what the sites of a simulation agree to.
+
+    Args:
+        conf: The conf.
+        run: Name of the run.
+        strategy: Name of the strategy that runs; the conf's arguments go with the conf's own.
+    """
+    named = conf.strategy if strategy == conf.strategy.name else StrategyConf(strategy)
+    return Agreement(run, conf.task, named, conf.rounds.count, conf.seed, conf.privacy)
+
+
+def plan_privacy(
     conf: SimulationConf, kit: TaskKit, population: Sequence[SiteRows]
 ) -> dict[str, float]:
-    """Return the noise that each site's target epsilon takes, by name; empty without DP.
+    """Return the noise multiplier that each site's target epsilon takes; empty without DP.
 
     Args:
         conf: The conf.
@@ -158,17 +188,14 @@ def noise_multipliers(
     Raises:
         TaskError: The task or the target does not go with record-level DP.
     """
-    record, training = conf.privacy.record, conf.task.training
+    record = conf.privacy.record
     if not record.enabled:
         return {}
-    check_private(conf.task, devices=1)  # each site trains on one
-    check_model(kit.model)
-    found = {}
-    for rows in population:
-        sampler = PoissonSampler(len(rows.training), training.batch_size)
-        steps = conf.rounds.count * steps_of(training, len(rows.training), private=True)
-        found[rows.name] = noise_multiplier_for(record.epsilon, record.delta, sampler.rate, steps)
-    return found
+    check_trainable(kit, record, devices=1)  # each site trains on one
+    return {
+        rows.name: plan_noise(kit, record, len(rows.training), conf.rounds.count).noise_multiplier
+        for rows in population
+    }
 
 
 def outside_epsilon(conf: SimulationConf) -> list[str]:

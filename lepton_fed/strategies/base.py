@@ -54,11 +54,15 @@ class Sum:
         round_number: Round, from 1.
         mean: Weighted mean of each named vector, ``[size]`` float64.
         contributors: Names of the sites in it, sorted.
+        weight: Their total weight, as quantised; times the mean it is the sum.
+        sites: Number of sites of the run, selected or not.
     """
 
     round_number: int
     mean: Mapping[str, npt.NDArray[np.float64]]
     contributors: tuple[str, ...]
+    weight: float
+    sites: int
 
 
 class Each(Protocol):

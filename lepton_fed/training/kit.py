@@ -43,6 +43,7 @@ class TaskKit:
     Args:
         task: The task.
         preprocessing: From rows as read to the model's inputs.
+        shape: Shape of one of those inputs.
         augment: Random changes of training images; None when there are none.
         model: The model, on the CPU; its weights are scratch space.
         layout: The model's layout.
@@ -53,6 +54,7 @@ class TaskKit:
 
     task: Task
     preprocessing: nn.Sequential
+    shape: tuple[int, ...]
     augment: Augment | None
     model: nn.Module
     layout: Layout
@@ -118,6 +120,7 @@ def build_kit(task: Task, seed: int) -> TaskKit:
     return TaskKit(
         task=task,
         preprocessing=preprocessing,
+        shape=shape,
         augment=build_augmentation(task) if task.augmentation else None,
         model=model,
         layout=layout,

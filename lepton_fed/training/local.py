@@ -240,8 +240,13 @@ def check_private(task: Task, devices: int) -> None:
         devices: Number of devices that one site trains on.
 
     Raises:
-        TaskError: Several GPUs for one site, or bf16.
+        TaskError: Several GPUs for one site, bf16, or weights that tell the number of rows.
     """
+    if task.aggregation.weight != "equal":
+        raise TaskError(
+            Problem("LF3309", "weights made of row counts are not covered by epsilon",
+                    key="task.aggregation.weight", remedy="task.aggregation.weight: equal")
+        )  # fmt: skip
     if devices > 1:
         raise TaskError(
             Problem("LF3304", "record-level DP trains a site on one GPU", key="device",

@@ -179,6 +179,51 @@ def one_by_one_without_hooks(of, model, data):
     return one_by_one(twin, of, data, 1.0)
 
 
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+@pytest.mark.parametrize("broken", [[2], [0, 4], [0, 1, 2, 3, 4]])
+def test_a_record_whose_gradient_overflows_counts_as_zero(kind, value, broken):
+    """A NaN in the sum would tell whoever chose the weights that the record is there."""
+    of = task()
+    model = build_model(of, (1, 6, 6), seed=2).train()
+    with torch.no_grad():
+        model[1].weight.mul_(1e3)
+    data = rows(of, 5)
+    kept = [n for n in range(5) if n not in broken]
+    reference, _ = one_by_one(model, of, LocalRows(data.inputs[kept], data.targets[kept]), 1.0)
+    data.inputs[broken] = value
+    with engine(model, of, kind) as dp:
+        found = flat(dp.clipped_sum(data.inputs, data.targets)).double()
+        torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-6)
+        # And the next batch is as if there had been none like it.
+        fine = data.inputs[kept], data.targets[kept]
+        if kept:
+            again = flat(dp.clipped_sum(*fine)).double()
+            torch.testing.assert_close(again, reference, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_parameter_that_the_loss_ignores_gets_noise_alone(kind):
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.idle, self.head = nn.Linear(2, 2), nn.Linear(36, 3)
+
+        def forward(self, images):
+            return self.head(images.flatten(1))
+
+    of, model = task(), Idle().train()
+    data = rows(of, 5)
+    reference, _ = one_by_one(model.head, of, LocalRows(data.inputs.flatten(1), data.targets), 1.0)
+    with engine(model, of, kind, noise=2.0, expected=1) as dp:
+        found = flat(dp.clipped_sum(data.inputs, data.targets)).double()
+        dp.gradient(data.inputs, data.targets)
+    assert not found[:6].any()
+    torch.testing.assert_close(found[6:], reference, rtol=1e-4, atol=1e-6)
+    noise = torch.from_numpy(2 * Entropy(KEY).normal(len(found)))
+    torch.testing.assert_close(gradient_of(model)[:6], noise[:6])
+
+
 def traces(model):
     """Everything that hangs on a model and its parameters."""
     return (
@@ -371,15 +416,37 @@ def test_every_step_draws_a_poisson_sample(monkeypatch):
     assert np.var(sizes) == pytest.approx(1.9, rel=0.6)
 
 
-def test_a_layer_that_mixes_records_is_refused_and_its_mode_kept():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
+class Centred(nn.Module):
+    """Takes the mean of the batch out of each record: no layer of it is suspicious."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(36, 2)
+
+    def forward(self, images):
+        outputs = self.head(images.flatten(1))
+        return outputs - outputs.mean(dim=0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2)),
+        Centred(),
+    ],
+)
+def test_a_model_that_mixes_records_is_refused_and_its_mode_kept(model):
     for mode in (True, False):
         model.train(mode)
         with pytest.raises(TaskError) as caught:
-            check_model(model)
+            check_model(model, torch.randn(2, 1, 6, 6))
         assert (caught.value.code, caught.value.problems[0].key) == ("LF3302", "task.model")
         assert model.training is mode
-    check_model(build_model(task("cnn"), (1, 6, 6), seed=0))
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
+def test_the_models_that_are_shipped_mix_no_records(model):
+    check_model(build_model(task(model), (1, 6, 6), seed=0), torch.randn(2, 1, 6, 6))
 
 
 def test_bf16_and_several_gpus_are_refused_with_dp():

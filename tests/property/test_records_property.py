@@ -9,6 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.core.layout import Layout
 from lepton_fed.core.task import Aggregation
@@ -100,7 +101,7 @@ def test_a_message_is_a_reply_or_is_refused(message: RecordDict) -> None:
 def test_what_is_admitted_in_the_end_is_fit_to_be_added(message: RecordDict) -> None:
     try:
         reply = record_to_reply("asked", message)
-        admit_claims(reply)
+        admit_claims(reply, RecordPrivacy(enabled=True))
         if reply.update is None:
             return
         norm = admit(reply.update, LAYOUT, BOUNDS, ("delta",), reply.site)
@@ -132,12 +133,9 @@ VECTORS = st.dictionaries(
 @given(
     st.builds(
         Ask,
-        run=st.text(max_size=20),
-        task=st.text(max_size=20),
+        agreement=st.text(max_size=20),
         layout=st.text(max_size=20),
         round_number=st.integers(1, 10**6),
-        rounds=st.integers(1, 10**6),
-        seed=st.integers(0, 2**53),
         train=st.booleans(),
         evaluate=st.booleans(),
         vectors=VECTORS,
@@ -146,7 +144,7 @@ VECTORS = st.dictionaries(
 def test_any_ask_comes_back_to_the_bit(ask: Ask) -> None:
     found = record_to_ask(ask_to_record(ask))
     assert bits(found.vectors) == bits(ask.vectors)
-    for name in ("run", "task", "layout", "round_number", "rounds", "seed", "train", "evaluate"):
+    for name in ("agreement", "layout", "round_number", "train", "evaluate"):
         assert getattr(found, name) == getattr(ask, name)
 
 

@@ -15,14 +15,22 @@ from functools import lru_cache
 
 from lepton_fed.errors import Problem, TaskError
 
-__all__ = ["ADJACENCY", "GRID", "SampledGaussian", "epsilon_of", "noise_multiplier_for"]
+__all__ = [
+    "ADJACENCY",
+    "GRID",
+    "LARGEST_NOISE",
+    "SampledGaussian",
+    "epsilon_of",
+    "noise_multiplier_for",
+]
 
 ADJACENCY = "add-or-remove-one"
 GRID = 1e-3
 """Grid of the discretised privacy loss; the result is an upper bound at every grid."""
 
 _TOLERANCE = 1e-3  # relative, of the noise multiplier
-_LARGEST_NOISE = 1e4
+LARGEST_NOISE = 1e4
+"""The largest noise multiplier that is looked for."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,9 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
     # By the central limit theorem less noise than this costs more, and little noise takes long to
     # account for: its losses are large.
     high = max(1.0, sampling_rate * math.sqrt(steps) / epsilon)
-    while high <= _LARGEST_NOISE and cost(high) > epsilon:
+    while high <= LARGEST_NOISE and cost(high) > epsilon:
         high *= 2.0
-    if high > _LARGEST_NOISE:
+    if high > LARGEST_NOISE:
         raise TaskError(
             Problem(
                 "LF3301",

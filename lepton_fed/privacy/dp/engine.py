@@ -28,14 +28,16 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _LEFT_ON_MODULES = ("activations", "max_batch_len")
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, probe: Tensor) -> None:
     """Refuse a model whose layers mix records.
 
     Args:
         model: The model.
+        probe: Two different made-up inputs, ``[2, ...]``, on the model's device.
 
     Raises:
-        TaskError: A layer has no per-record gradient (batch normalisation and its kind).
+        TaskError: A layer has no per-record gradient (batch normalisation and its kind), or what
+            the model says of one input depends on the other.
     """
     from opacus.validators import ModuleValidator
 
@@ -45,17 +47,27 @@ def check_model(model: nn.Module) -> None:
     found = ModuleValidator.validate(model, strict=False)
     model.train(was_training)
     if found:
-        raise TaskError(
-            [
-                Problem(
-                    "LF3302",
-                    f"the model cannot be trained with record-level DP: {_first_sentence(error)}",
-                    key="task.model",
-                    remedy="use GroupNorm for BatchNorm; Opacus' DP layers for attention and RNNs",
-                )
-                for error in found
-            ]
-        )
+        raise TaskError([_mixes(_first_sentence(error)) for error in found])
+    model.eval()
+    try:
+        with torch.no_grad():
+            together = model(probe)
+            alone = torch.cat([model(probe[:1]), model(probe[1:])])
+    except (RuntimeError, ValueError) as error:
+        raise TaskError(_mixes(f"it does not take one record by itself: {error}")) from error
+    finally:
+        model.train(was_training)
+    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-4):
+        raise TaskError(_mixes("its output for one record depends on the others in the batch"))
+
+
+def _mixes(why: str) -> Problem:
+    return Problem(
+        "LF3302",
+        f"the model cannot be trained with record-level DP: {why}",
+        key="task.model",
+        remedy="use GroupNorm for BatchNorm; Opacus' DP layers for attention and RNNs",
+    )
 
 
 class DpSgd:
@@ -140,32 +152,73 @@ class DpSgd:
     def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Return the sum of the records' clipped gradients, one tensor a parameter; no noise.
 
+        A record whose gradient overflows counts as zero: whatever the weights are, one record
+        changes the sum by at most ``clip``, and the sum is finite. (Were the sum NaN, the failure
+        would tell a coordinator that chose the weights that the record is there.)
+
         Args:
             inputs: ``[batch, ...]``, at least one record.
             targets: ``[batch]``.
         """
-        self._model.zero_grad(set_to_none=True)
-        with _quiet_hooks():
-            losses = self._loss(self._model(inputs), targets)
-            if self._engine == "ghost":
-                return self._ghost_sum(losses)
-            losses.sum().backward()  # type: ignore[no-untyped-call]
-        samples = [cast(Tensor, getattr(p, "grad_sample")) for p in self._parameters]  # noqa: B009
+        if self._engine == "ghost":
+            return self._ghost_sum(inputs, targets)
+        self._backward(inputs, targets)
+        samples = [self._sample(p, len(targets)) for p in self._parameters]
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples]).norm(dim=0)
-        factors = (self._clip / (norms + 1e-6)).clamp(max=1.0)
-        sums = [torch.einsum("i,i...->...", factors, g).contiguous() for g in samples]
+        whole = norms.isfinite()
+        factors = torch.where(whole, (self._clip / (norms + 1e-6)).clamp(max=1.0), 0.0)
+        sums = []
+        for sample in samples:
+            # Zero times infinity is NaN, so such rows are replaced, not scaled.
+            kept = sample if bool(whole.all()) else sample[whole]
+            weights = factors if bool(whole.all()) else factors[whole]
+            sums.append(torch.einsum("i,i...->...", weights, kept).contiguous())
         for parameter in self._parameters:
             setattr(parameter, "grad_sample", None)  # noqa: B010 - Opacus' attribute, not torch's
         return sums
 
-    def _ghost_sum(self, losses: Tensor) -> list[Tensor]:
-        losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        factors = self._hooks.get_clipping_coef()
+    def _ghost_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        losses = self._backward(inputs, targets, keep=True)
+        norms = torch.stack(list(self._taken_norms())).norm(dim=0)
+        whole = norms.isfinite() & losses.detach().isfinite()
+        if not bool(whole.all()):
+            # A factor of zero takes no NaN out of the second pass; leaving the rows out does.
+            if not bool(whole.any()):
+                self._model.zero_grad(set_to_none=True)
+                return [torch.zeros_like(p) for p in self._parameters]
+            return self._ghost_sum(inputs[whole], targets[whole])
+        factors = (self._clip / (norms + 1e-6)).clamp(max=1.0)
         self._model.zero_grad(set_to_none=True)
         self._hooks.disable_hooks()
-        (factors * losses).sum().backward()
+        with _quiet_hooks():
+            (factors * losses).sum().backward()
         self._hooks.enable_hooks()
-        return [cast(Tensor, p.grad).detach().clone() for p in self._parameters]
+        return [
+            torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+            for p in self._parameters
+        ]
+
+    def _taken_norms(self) -> Iterator[Tensor]:
+        """Yield each parameter's norms and forget them; one that the loss ignores has none."""
+        for parameter in self._parameters:
+            found = getattr(parameter, "_norm_sample", None)
+            if found is not None:
+                setattr(parameter, "_norm_sample", None)  # noqa: B010 - Opacus' attribute
+                yield cast(Tensor, found)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, *, keep: bool = False) -> Tensor:
+        self._model.zero_grad(set_to_none=True)
+        with _quiet_hooks():
+            losses = self._loss(self._model(inputs), targets)
+            losses.sum().backward(retain_graph=keep)  # type: ignore[no-untyped-call]
+        return losses
+
+    def _sample(self, parameter: nn.Parameter, batch: int) -> Tensor:
+        """Return a parameter's gradient for each record; zeros for one that the loss ignores."""
+        found = getattr(parameter, "grad_sample", None)
+        return (
+            parameter.new_zeros(batch, *parameter.shape) if found is None else cast(Tensor, found)
+        )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
-from lepton_fed.cli import app
+from lepton_fed.cli import app, demo, screen
 
 SMALL = (
     "rounds.count=2",
@@ -198,3 +203,150 @@ def test_export_without_a_key_says_how_to_get_one(project: Path) -> None:
     result = run("export", "last", "--key", "keys/none.pem")
     assert result.exit_code == 4
     assert "lepton-fed init" in result.stderr
+
+
+def refused(result: Result, code: str, exit_code: int) -> str:
+    """The one problem a command ended with."""
+    assert result.exit_code == exit_code, result.output
+    assert f"[{code}]" in result.stderr
+    assert "1 problem;" in result.stderr
+    return result.stderr.splitlines()[0]
+
+
+def tree(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def test_init_of_a_file_or_an_impossible_name_is_a_located_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    before = tree(tmp_path)
+    assert refused(run("init", "file"), "LF1204", 2) == "file/conf"
+    assert "n" * 300 in refused(run("init", f"deep/{'n' * 300}"), "LF1204", 2)
+    assert tree(tmp_path) == before
+
+
+def test_init_that_fails_removes_what_it_wrote_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine/conf").mkdir(parents=True)
+    Path("mine/conf/notes").write_text("mine")
+    before = tree(tmp_path)
+    for step in (1, 2, 3):
+        opened = Path.open
+        calls = iter(range(1, 4))
+
+        def filling(
+            self: Path, *given: Any, opened: Any = opened, calls: Any = calls, step: int = step,
+            **named: Any,
+        ) -> Any:  # fmt: skip
+            if self.suffix == ".yaml" and next(calls) == step:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+            return opened(self, *given, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", filling)
+            refused(run("init", "mine"), "LF1204", 2)
+        assert tree(tmp_path) == before
+    with monkeypatch.context() as patched:  # the key fails by itself, after the confs
+        patched.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+        refused(run("init", "mine/new"), "LF4157", 4)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "first"),
+    [(".", "next: lepton-fed check"), ("p", "next: cd p, then lepton-fed check"),
+     ("a b/c", "next: cd 'a b/c', then lepton-fed check")],
+)  # fmt: skip
+def test_init_says_where_to_go_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, first: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("init", folder).stdout.splitlines()[-1].startswith(first)
+
+
+def test_what_the_system_refuses_is_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, screen.guarded(as_json=True):
+        raise PermissionError(errno.EACCES, "Permission denied", "some/file")
+    assert caught.value.exit_code == 5
+    told = capsys.readouterr()
+    assert told.err.startswith("some/file\n  the operating system refused: Permission denied [LF")
+    (problem,) = json.loads(told.out)["error"]["problems"]
+    assert (problem["code"], problem["where"]) == ("LF5401", "some/file")
+
+
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_a_run_takes_one_line_of_the_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    rows = [
+        ("20261120T234534Z-digits-fb39", "not finished", {}, ""),
+        ("20261120T234535Z-digits-0a1b", "exported", {"accuracy": 0.9333}, "71b22ce8" * 8),
+    ]
+    found = [
+        {"run": name, "state": state, "rounds": 10, "metrics": metrics, "digest": digest}
+        for name, state, metrics, digest in rows
+    ]
+    monkeypatch.setattr("lepton_fed.cli.runs._row", lambda run: run)
+    monkeypatch.setattr("lepton_fed.runs.folder.list_runs", lambda root: found)
+    result = CliRunner().invoke(app, ["runs", "list"], env={"COLUMNS": columns})
+    lines = [line.split() for line in result.stdout.splitlines() if "digits" in line]
+    assert lines == [
+        [rows[0][0], "not", "finished", "10"],
+        [rows[1][0], "exported", "10", "accuracy", "0.933", "71b22ce8"],
+    ]
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert len([line for line in result.stdout.splitlines() if line.strip()]) == 5
+
+
+def test_predict_runs_on_a_number_of_threads_that_a_machine_may_have() -> None:
+    result = run("predict", "--bundle", "b", "--input", "x.csv", "--threads", "100000")
+    assert result.exit_code == 2
+    assert "1<=x<=256" in result.stderr
+
+
+def test_predict_names_an_argument_of_the_reader_as_it_was_typed(project: Path) -> None:
+    assert run("simulate", *SMALL).exit_code == 0
+    assert run("export", "last").exit_code == 0
+    bundle = str(next(project.glob("runs/*/bundle")))
+    words = ("predict", "--bundle", bundle, "--input", "rows.npz", "arguments.foo=1", "--json")
+    result = run(*words)
+    (problem,) = json.loads(result.stdout)["error"]["problems"]
+    assert (problem["key"], problem["where"]) == ("arguments.foo", "command line: arguments.foo=1")
+
+
+def test_predict_refuses_its_output_before_it_reads(project: Path) -> None:
+    assert run("simulate", *SMALL).exit_code == 0
+    assert run("export", "last").exit_code == 0
+    bundle = next(project.glob("runs/*/bundle"))
+    key = project / "keys" / "coordinator.pub"
+    for output in ("", "keys", "rows.npz", str(bundle / "new.csv"), str(key)):
+        result = run("predict", "--bundle", str(bundle), "--input", "rows.npz", "--output", output)
+        refused(result, "LF3222", 2)
+    assert key.read_text().startswith("-----BEGIN PUBLIC KEY")
+
+
+def test_the_demo_says_how_long_the_runs_were_that_it_compares(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lepton_fed.simulations.demo.REPEATED_ROUNDS", 7)
+    summary = SimpleNamespace(
+        sites=[], delta=None, digest="d" * 64, outside_epsilon=[], metrics={}, error_bounds={}
+    )
+    manifest = SimpleNamespace(task="t" * 64, version=1)
+    bundle = SimpleNamespace(manifest=manifest, folder=Path("b"))
+    done = SimpleNamespace(
+        done=SimpleNamespace(summary=summary),
+        comparison=[],
+        digests=("e", "e"),
+        report=SimpleNamespace(bundle=bundle, signer="s"),
+        refusal="r",
+        predicted=Path("p"),
+        correct=1.0,
+    )
+    demo._show(done, Path("demo"))
+    assert "without DP  e  (two runs of 7 rounds: equal)" in capsys.readouterr().out

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from lepton_fed.clients import site as site_module
-from lepton_fed.clients.site import EVALUATION, Agreement, Site
+from lepton_fed.clients.site import EVALUATION, Site
 from lepton_fed.config import plugins
-from lepton_fed.config.schema import Privacy, RecordPrivacy, Rounds
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, RecordPrivacy, Rounds, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Update
 from lepton_fed.core.task import (
     Aggregation,
@@ -61,6 +62,10 @@ def dataset(count, seed=0):
     return Dataset(inputs, (inputs @ np.array([1.0, -2.0]) > 0).astype(np.int64))
 
 
+def agreed(task=TASK, privacy=None):
+    return Agreement("run", task, StrategyConf(), ROUNDS, SEED, privacy or Privacy())
+
+
 @pytest.fixture
 def build(tmp_path):
     """Build sites that are closed at the end."""
@@ -73,7 +78,7 @@ def build(tmp_path):
             rule or PlainSite(),
             dataset(40) if rows is None else rows,
             dataset(10, seed=1) if held_out is None else held_out,
-            Agreement(ROUNDS, SEED, privacy or Privacy()),
+            agreed(task, privacy),
             devices=CPU,
             folder=tmp_path / name,
         )
@@ -85,26 +90,22 @@ def build(tmp_path):
         site.close()
 
 
-def ask(of=TASK, round_number=1, train=True, evaluate=False, **changes):
+def ask(of=TASK, round_number=1, train=True, evaluate=False, privacy=None, **changes):
     kit = build_kit(of, SEED)
-    changes = {"vectors": {MODEL: kit.initial}, **changes}
     asked = Ask(
-        run="run",
-        task=kit.task.digest,
+        agreement=agreed(of, privacy).digest,
         layout=kit.layout.digest,
         round_number=round_number,
-        rounds=ROUNDS,
-        seed=SEED,
         train=train,
         evaluate=evaluate,
-        vectors={},
+        vectors={MODEL: kit.initial},
     )
     return replace(asked, **changes)
 
 
 def refusal(reply):
     assert reply.refusal is not None
-    assert (reply.update, reply.counts, reply.epsilon) == (None, None, None)
+    assert (reply.update, reply.counts) == (None, None)
     return reply.refusal
 
 
@@ -127,13 +128,12 @@ def test_an_agreed_ask_is_answered_with_what_training_changed(build):
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"task": "0" * 64}, "LF4501"),
+        ({"agreement": "0" * 64}, "LF4501"),
         ({"layout": "0" * 64}, "LF4502"),
-        ({"rounds": ROUNDS + 1}, "LF4503"),
         ({"round_number": 0}, "LF4503"),
         ({"round_number": ROUNDS + 1}, "LF4503"),
-        ({"seed": SEED + 1}, "LF4504"),
         ({"vectors": {}}, "LF4505"),
+        ({"vectors": {f"v{n}": np.zeros(6, np.float32) for n in range(9)}}, "LF4505"),
         ({"vectors": {MODEL: np.zeros(5, np.float32)}}, "LF4505"),
         ({"vectors": {MODEL: np.zeros((6, 1), np.float32)}}, "LF4505"),
         ({"vectors": {MODEL: np.zeros(6, np.float64)}}, "LF4505"),
@@ -146,10 +146,56 @@ def test_an_agreed_ask_is_answered_with_what_training_changed(build):
 def test_an_ask_that_was_not_agreed_to_is_refused_and_costs_nothing(build, changes, code, privacy):
     site = build(privacy=privacy)
     for train_, evaluate_ in ((True, False), (False, True)):
-        reply = site.answer(ask(train=train_, evaluate=evaluate_, **changes))
+        reply = site.answer(ask(train=train_, evaluate=evaluate_, privacy=privacy, **changes))
         assert refusal(reply).code == code
     assert site.epsilon == (0 if privacy else None)
-    assert site.answer(ask()).update is not None, "the site goes on"
+    assert site.answer(ask(privacy=privacy)).update is not None, "the site goes on"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"run": "another"},
+        {"task": replace(TASK, training=TrainingSpec(epochs=50))},
+        {"strategy": StrategyConf("fedprox")},
+        {"strategy": StrategyConf("fedavg", {"server_learning_rate": 2.0})},
+        {"rounds": ROUNDS + 1},
+        {"seed": SEED + 1},
+        {"privacy": replace(DP, outside_epsilon=[EVALUATION])},
+        {"privacy": replace(DP, record=replace(DP.record, clip=100.0))},
+    ],
+)
+def test_an_ask_for_another_agreement_is_refused(build, other):
+    site = build(privacy=DP)
+    changed = replace(agreed(privacy=DP), **other)
+    assert refusal(site.answer(ask(agreement=changed.digest))).code == "LF4501"
+    assert site.epsilon == 0
+
+
+def test_a_kit_of_another_task_is_refused(build):
+    with pytest.raises(ValueError, match="another task"):
+        build(kit=build_kit(replace(TASK, name="other"), SEED))
+
+
+@pytest.mark.parametrize("privacy", [None, DP])
+def test_a_round_is_trained_once_and_in_order(build, privacy):
+    site = build(privacy=privacy)
+    assert site.answer(ask(round_number=2, privacy=privacy)).update is not None
+    spent = site.epsilon
+    for number in (1, 2):
+        assert refusal(site.answer(ask(round_number=number, privacy=privacy))).code == "LF4506"
+        evaluated = site.answer(ask(round_number=number, train=False, privacy=privacy))
+        assert evaluated.refusal is None, "an older model may be evaluated"
+    assert site.epsilon == spent
+    assert site.answer(ask(round_number=3, privacy=privacy)).update is not None
+
+
+def test_a_round_that_failed_may_be_asked_for_again_and_is_charged_again(build):
+    site = build(rule=Leaky(), privacy=DP)
+    event = SampledGaussian(site.noise_multiplier, 8 / 40, 5)
+    for times in (1, 2):
+        assert refusal(site.answer(ask(privacy=DP))).code == "LF5301"
+        assert site.epsilon == epsilon_of([event] * times, 1e-5)
 
 
 def test_the_model_as_received_is_not_changed(build):
@@ -185,7 +231,7 @@ class Leaky(PlainSite):
 def test_a_failure_leaves_as_a_code_and_nothing_else(build, caplog, error, code):
     site = build(rule=Leaky(error=error), privacy=DP)
     with caplog.at_level(logging.ERROR, "lepton_fed.site"):
-        reply = site.answer(ask(evaluate=True))
+        reply = site.answer(ask(evaluate=True, privacy=DP))
     problem = refusal(reply)
     assert problem.code == code
     assert (problem.where, problem.key, problem.remedy) == ("", "", "")
@@ -193,6 +239,7 @@ def test_a_failure_leaves_as_a_code_and_nothing_else(build, caplog, error, code)
         assert "4711" not in repr(getattr(reply, field.name))
     assert PRIVATE in caplog.text, "the owner reads it in the site's own log"
     assert site.epsilon > 0, "the round was charged before it failed"
+    assert reply.epsilon == site.epsilon, "what it cost is said"
 
 
 def test_a_failure_in_the_data_leaves_as_a_code(build, monkeypatch):
@@ -222,14 +269,15 @@ def test_weights_that_break_leave_as_a_code(build):
 )
 @pytest.mark.parametrize("train_", [True, False])
 def test_counts_leave_under_dp_only_if_the_privacy_lists_them(build, privacy, leaves, train_):
-    reply = build(privacy=privacy).answer(ask(train=train_, evaluate=True))
+    asked = ask(train=train_, evaluate=True, privacy=privacy)
+    reply = build(privacy=privacy).answer(asked)
     assert reply.refusal is None
     assert (reply.counts is not None) == leaves
     assert (reply.update is not None) == train_
 
 
 def test_an_ask_for_nothing_is_answered_with_nothing(build):
-    reply = build(privacy=DP).answer(ask(train=False))
+    reply = build(privacy=DP).answer(ask(train=False, privacy=DP))
     assert (reply.update, reply.counts, reply.refusal, reply.epsilon) == (None, None, None, 0)
 
 
@@ -237,26 +285,44 @@ def test_epsilon_after_each_round_is_the_accountant_s(build):
     site = build(privacy=DP)
     event = SampledGaussian(site.noise_multiplier, 8 / 40, 5)
     for number in range(1, ROUNDS + 1):
-        reply = site.answer(ask(round_number=number))
+        reply = site.answer(ask(round_number=number, privacy=DP))
         assert reply.epsilon == epsilon_of([event] * number, 1e-5)
         assert reply.noise_multiplier == site.noise_multiplier
     assert 0.99 * 3.0 < site.epsilon <= 3.0, "the whole run takes the target, and no more"
 
 
-def test_a_round_beyond_the_budget_is_refused_whoever_asks(build):
-    site = build(privacy=DP)
+def test_every_part_of_the_agreement_is_in_its_digest():
+    one = agreed()
+    others = [
+        replace(one, run="another"),
+        replace(one, task=replace(TASK, name="another")),
+        replace(one, strategy=StrategyConf("fedprox", {"mu": 0.1})),
+        replace(one, rounds=ROUNDS + 1),
+        replace(one, seed=SEED + 1),
+        replace(one, privacy=DP),
+    ]
+    assert len({each.digest for each in [one, *others]}) == 7
+    assert one.digest == agreed().digest
+
+
+def test_a_round_beyond_the_budget_is_refused_however_often_the_site_is_started(build):
+    spent = 0.0
     for _ in range(ROUNDS):
-        assert site.answer(ask(round_number=1)).update is not None, "asked twice, charged twice"
-    spent = site.epsilon
-    assert refusal(site.answer(ask(round_number=2))).code == "LF4201"
-    assert refusal(site.answer(ask(round_number=2, run="another"))).code == "LF4201"
+        site = build(privacy=DP)  # it remembers no round, its ledger does
+        assert site.answer(ask(privacy=DP)).update is not None
+        assert site.epsilon > spent
+        spent = site.epsilon
+        site.close()
+    site = build(privacy=DP)
+    for _ in range(2):
+        assert refusal(site.answer(ask(privacy=DP))).code == "LF4201"
     assert site.epsilon == spent <= 3.0
-    assert site.answer(ask(train=False)).refusal is None
+    assert site.answer(ask(train=False, privacy=DP)).refusal is None
 
 
 def test_the_ledger_outlives_the_site(build):
     site = build(privacy=DP)
-    site.answer(ask())
+    site.answer(ask(privacy=DP))
     spent = site.epsilon
     site.close()
     assert build(privacy=DP).epsilon == spent
@@ -272,8 +338,8 @@ def test_a_site_whose_ledger_fails_trains_no_more(build, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.write", full)
-        assert refusal(site.answer(ask())).code == "LF4202"
-    assert refusal(site.answer(ask())).code == "LF4202"
+        assert refusal(site.answer(ask(privacy=DP))).code == "LF4202"
+    assert refusal(site.answer(ask(privacy=DP))).code == "LF4202"
     assert not calls
 
 
@@ -286,7 +352,7 @@ def test_what_a_ledger_holds_is_written_before_training_starts(build, monkeypatc
         raise RuntimeError("enough")
 
     monkeypatch.setattr(site_module, "train", look)
-    site.answer(ask())
+    site.answer(ask(privacy=DP))
     assert lines == [1]
 
 
@@ -322,7 +388,7 @@ def test_a_site_without_held_out_rows_counts_nothing(build):
     [
         (Aggregation(), 1.0),
         (Aggregation("rows", 1000), 40.0),
-        (Aggregation("rows", 32.5), 32.5),
+        (Aggregation("rows", 32.5), 32.0),
         (Aggregation("equal", 1000), 1.0),
     ],
 )
@@ -334,9 +400,12 @@ def test_a_weight_is_one_or_the_row_count_up_to_its_cap(build, aggregation, weig
 def test_two_sites_on_one_scratch_model_do_not_see_each_other(build):
     shared = build_kit(TASK, SEED)
     one, two = build(kit=shared), build(kit=shared, name="south", rows=dataset(30, 2))
-    together = [site.answer(ask()) for site in (one, two, one)]
-    alone = [build().answer(ask()), build(name="south", rows=dataset(30, 2)).answer(ask())]
-    for reply, expected in zip(together, [*alone, alone[0]], strict=True):
+    asks = [(one, 1), (two, 1), (one, 2)]
+    together = [site.answer(ask(round_number=number)) for site, number in asks]
+    by_itself, other = build(), build(name="south", rows=dataset(30, 2))
+    asks = [(by_itself, 1), (other, 1), (by_itself, 2)]
+    alone = [site.answer(ask(round_number=number)) for site, number in asks]
+    for reply, expected in zip(together, alone, strict=True):
         assert reply.update.vectors[DELTA].tobytes() == expected.update.vectors[DELTA].tobytes()
 
 
@@ -416,7 +485,7 @@ def test_a_round_that_failed_leaves_a_site_s_own_tensors_as_they_were(build):
     refusal(site.answer(ask(IMAGES)))
     assert site._local["1.num_batches_tracked"] == 0
     Once.fails = False
-    site.answer(ask(IMAGES))
+    site.answer(ask(IMAGES, round_number=2))
     assert site._local["1.num_batches_tracked"] == 3
 
 
@@ -477,18 +546,18 @@ class Direct:
     def sites(self):
         return list(self._sites)
 
-    def exchange(self, sites, ask):
-        for name in sites:
-            yield self._sites[name].answer(ask)
+    def exchange(self, asks, patience_s=None):
+        for name, asked in asks.items():
+            yield self._sites[name].answer(asked)
 
 
-def run(task, strategy, sites, folder):
+def run(task, strategy, sites, folder, privacy=None):
     kit = build_kit(task, SEED)
     record = RunFolder.create(folder, "task", "")
     events = []
     log = EventLog(record.events, (events.append,))
     coordinator = Coordinator(
-        task, kit.layout, kit.plan, strategy, Rounds(ROUNDS, evaluate=False), SEED,
+        agreed(task, privacy), Rounds(ROUNDS, evaluate=False), kit.layout, kit.plan, strategy,
         folder=record, log=log,
     )  # fmt: skip
     outcome = coordinator.run(Direct(sites), kit.initial)
@@ -559,9 +628,11 @@ def test_a_rule_s_state_is_kept_when_a_round_fails(build):
 
 
 def test_a_site_that_has_spent_its_budget_costs_only_itself(build, tmp_path):
+    earlier = build(privacy=DP, name="poor", rows=dataset(30, 2))
+    earlier.answer(ask(privacy=DP))  # another run on this ledger: its last round is too many
+    earlier.close()
     rich, poor = build(privacy=DP), build(privacy=DP, name="poor", rows=dataset(30, 2))
-    poor.answer(ask())  # asked for once outside the run: its last round is one too many
-    outcome, events = run(TASK, fedavg(), [rich, poor], tmp_path)
+    outcome, events = run(TASK, fedavg(), [rich, poor], tmp_path, DP)
     assert {name: site.rounds for name, site in outcome.sites.items()} == {"north": 3, "poor": 2}
     refused = [event for event in events if event["event"] == "reply.refused"]
     assert [(e["round"], e["site"], e["code"]) for e in refused] == [(3, "poor", "LF4201")]
@@ -589,7 +660,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from lepton_fed.clients import site
-from lepton_fed.config.schema import Privacy, RecordPrivacy
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import Ask
 from lepton_fed.core.task import Column, DataContract, ModelSpec, Target, Task, TrainingSpec
 from lepton_fed.data.dataset import Dataset
@@ -605,12 +677,13 @@ task = Task(
 kit = build_kit(task, 1)
 rows = Dataset(np.zeros((40, 1), np.float32), np.zeros(40, np.int64))
 privacy = Privacy(RecordPrivacy(enabled=True, epsilon=3.0))
+agreement = Agreement("run", task, StrategyConf(), 2, 1, privacy)
 one = site.Site(
-    "north", kit, PlainSite(), rows, rows, site.Agreement(2, 1, privacy),
+    "north", kit, PlainSite(), rows, rows, agreement,
     devices=[torch.device("cpu")], folder=Path(sys.argv[1]),
 )
 print(rows.digest, one.noise_multiplier, flush=True)
-asked = Ask("run", task.digest, kit.layout.digest, 1, 2, 1, True, False, {"model": kit.initial})
+asked = Ask(agreement.digest, kit.layout.digest, 1, True, False, {"model": kit.initial})
 one.answer(asked)
 """
 
@@ -627,7 +700,7 @@ def test_a_site_killed_between_charge_and_training_has_spent_the_round(tmp_path)
 
 
 def test_an_update_is_nothing_but_floats_a_weight_and_a_digest(build):
-    reply = build(privacy=DP).answer(ask(evaluate=True))
+    reply = build(privacy=DP).answer(ask(evaluate=True, privacy=DP))
     assert {field.name for field in fields(Update)} == {"layout", "vectors", "weight"}
     assert {vector.dtype for vector in reply.update.vectors.values()} == {np.dtype(np.float32)}
     assert all(math.isfinite(value) for value in reply.update.vectors[DELTA])

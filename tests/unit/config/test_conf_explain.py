@@ -55,7 +55,7 @@ def test_the_text_is_one_small_screen(loaded: Loaded[SimulationConf]) -> None:
         "  Number of rounds.\n"
         "\n"
         "  type     a whole number\n"
-        "  bounds   at least 1\n"
+        "  bounds   at least 1, at most 1_000_000\n"
         "  default  10\n"
         "  value    7  (command line)"
     )

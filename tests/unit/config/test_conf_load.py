@@ -50,6 +50,73 @@ def _only(path: Path, text: str, overrides: Sequence[str] = ()) -> Problem:
     return problems[0]
 
 
+_TOO_LONG = "99999999999999999999999"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("task.training.batch_size", _TOO_LONG),
+        ("task.training.batch_size", "9223372036854775808"),
+        ("task.data.shape[1]", _TOO_LONG),
+        ("seed", f"-{_TOO_LONG}"),
+        ("task.model.arguments.hidden", "-9223372036854775809"),
+        ("task.model.arguments.a.b[0]", f"{_TOO_LONG}"),
+        ("sites.partition.arguments.minimum", _TOO_LONG),
+    ],
+)
+def test_a_whole_number_beyond_64_bits_is_refused(conf_file: Path, key: str, value: str) -> None:
+    override = f"{key}={value}"
+    if key.endswith("b[0]"):
+        override = f"task.model.arguments.a={{b: [{value}]}}"
+    problem = _only(conf_file, GOOD, [override])
+    assert (problem.code, problem.key) == ("LF1015", key)
+    assert problem.what == f"{value} does not fit into 64 bits"
+
+
+def test_the_largest_whole_numbers_are_taken(conf_file: Path) -> None:
+    conf_file.write_text(GOOD)
+    overrides = ["task.model.arguments.low=-9223372036854775808",
+                 "task.training.batch_size=9223372036854775807"]  # fmt: skip
+    task = load_conf(conf_file, overrides, kind=SimulationConf).conf.task
+    assert task.model.arguments["low"] == -(2**63)
+    assert task.training.batch_size == 2**63 - 1
+
+
+def test_a_float_may_be_written_with_as_many_digits_as_it_needs(conf_file: Path) -> None:
+    conf_file.write_text(GOOD)
+    loaded = load_conf(conf_file, [f"task.training.weight_decay={_TOO_LONG}"], kind=SimulationConf)
+    assert loaded.conf.task.training.weight_decay == 1e23
+
+
+def test_a_run_has_at_most_a_million_rounds(conf_file: Path) -> None:
+    problem = _only(conf_file, GOOD, ["rounds.count=1000001"])
+    assert (problem.code, problem.key) == ("LF1015", "rounds.count")
+    conf_file.write_text(GOOD)
+    load_conf(conf_file, ["rounds.count=1000000"], kind=SimulationConf)
+
+
+def test_a_key_that_stands_twice_hides_nothing_else(conf_file: Path) -> None:
+    conf_file.write_text(GOOD + "device: tpu\nsites: {}\nrouns: 3\n")
+    with pytest.raises(ConfError) as caught:
+        load_task(conf_file)
+    assert [problem.code for problem in caught.value.problems] == ["LF1052", "LF1007", "LF1011"]
+
+
+def test_a_kind_that_is_an_alias_is_reported_once(conf_file: Path) -> None:
+    conf_file.write_text("kind: *which\n")
+    with pytest.raises(ConfError) as caught:
+        kind_of(conf_file)
+    assert [problem.code for problem in caught.value.problems] == ["LF1008"]
+
+
+def test_a_kind_that_is_none_is_reported_beside_the_rest_of_the_text(conf_file: Path) -> None:
+    conf_file.write_text("kind: simulatio\nseed: 1\nseed: 2\n")
+    with pytest.raises(ConfError) as caught:
+        kind_of(conf_file)
+    assert [problem.code for problem in caught.value.problems] == ["LF1005", "LF1007"]
+
+
 def test_a_good_file_becomes_a_typed_conf(conf_file: Path) -> None:
     conf_file.write_text(GOOD)
     conf = load_conf(conf_file, kind=SimulationConf).conf

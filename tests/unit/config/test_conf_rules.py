@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lepton_fed.config.load import load_values
-from lepton_fed.config.schema import ClientConf, ServerConf, SimulationConf
+from lepton_fed.config.schema import ClientConf, Rounds, ServerConf, SimulationConf
 from lepton_fed.core.task import Task
 from lepton_fed.errors import ConfError, Problem
 
@@ -77,6 +77,7 @@ def test_the_confs_that_the_tests_start_from_have_no_contradiction() -> None:
         ("training={optimiser: adam, momentum: 0.9}", "LF1041", "training.momentum"),
         ("training.schedule.final=0.1", "LF1041", "training.schedule.final"),
         ("aggregation.weight_bound=0.5", "LF1042", "aggregation.weight_bound"),
+        ("aggregation.weight_bound=2", "LF1042", "aggregation.weight_bound"),
         ("aggregation.weight=rows", "LF1042", "aggregation.weight_bound"),
         ("metrics=[acuracy]", "LF1043", "metrics[0]"),
         ("metrics=[accuracy, mae]", "LF1044", "metrics[1]"),
@@ -104,6 +105,12 @@ def test_a_contradiction_in_an_image_task_names_its_key(override: str, code: str
         ("data.columns[0].name=", "LF1063", "data.columns[0]"),
         ("data.columns[0].values=[x]", "LF1064", "data.columns[0].values"),
         ("data.columns[0].maximum=-1", "LF1064", "data.columns[0].minimum"),
+        ("data.columns[0].fill=-1", "LF1064", "data.columns[0].fill"),
+        ("data.columns[0].fill=120.5", "LF1064", "data.columns[0].fill"),
+        ("data.columns[0].mean=-1e39", "LF1064", "data.columns[0].mean"),
+        ("data.columns[0].std=3.5e38", "LF1064", "data.columns[0].std"),
+        ("data.columns[0].std=1e-46", "LF1064", "data.columns[0].std"),
+        ("data.columns[0]={name: age, fill: 1e39}", "LF1064", "data.columns[0].fill"),
         ("data.columns[1].values=[]", "LF1064", "data.columns[1].values"),
         ("data.columns[1].values=[x, x]", "LF1064", "data.columns[1].values[1]"),
         ("data.columns[1].mean=1", "LF1064", "data.columns[1].mean"),
@@ -123,6 +130,9 @@ def test_a_contradiction_in_a_table_task_names_its_key(override: str, code: str,
     "override",
     [
         "data.shape=[2]",
+        "data.columns[0].fill=0",
+        "data.columns[0].fill=120",
+        "data.columns[0]={name: age, mean: 3.4e38, std: 3.4e38, fill: -3.4e38}",
         "metrics=[mae, r2]",
         "training={optimiser: adamw}",
         "training.schedule={name: cosine, final: 0.1}",
@@ -196,6 +206,17 @@ def test_a_contradiction_in_a_simulation_names_its_key(
 )
 def test_what_a_simulation_may_say_is_let_through(overrides: tuple[str, ...]) -> None:
     assert _simulation(*overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("fraction", "sites", "selected"), [(1.0, 7, 7), (0.5, 7, 4), (0.3, 10, 3), (0.01, 3, 1)]
+)
+def test_a_cohort_has_one_size_everywhere(fraction: float, sites: int, selected: int) -> None:
+    assert Rounds(fraction=fraction).cohort_size(sites) == selected
+    overrides = (f"rounds.fraction={fraction}", f"sites.count={sites}")
+    assert _simulation(*overrides, f"rounds.quorum={selected}") == []
+    (problem,) = _simulation(*overrides, f"rounds.quorum={selected + 1}")
+    assert f"{selected} of {sites} sites" in problem.what
 
 
 def test_contradictions_are_reported_together_and_located() -> None:

@@ -15,9 +15,9 @@ def test_a_reply_says_nothing_that_the_site_did_not_say() -> None:
 
 
 def test_what_was_said_cannot_be_changed() -> None:
-    ask = Ask("run", "task", "layout", 1, 2, 3, True, True, {MODEL: np.zeros(2, np.float32)})
+    ask = Ask("agreement", "layout", 1, True, True, {MODEL: np.zeros(2, np.float32)})
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ask.seed = 4  # type: ignore[misc]
+        ask.round_number = 4  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
         Update("layout", {}, 1.0).weight = 2.0  # type: ignore[misc]
 

@@ -150,6 +150,20 @@ def test_the_content_of_a_frozen_tensor_does_not_depend_on_its_memory_order() ->
     assert Layout.of([("base", "frozen", np.asfortranarray(value))]) == one
 
 
+def test_the_bytes_of_a_type_that_numpy_lacks_are_named_by_it() -> None:
+    value = np.array([[1, 2]], dtype=np.int16)
+    (entry,) = Layout.of([("base", "frozen", value)], {"base": "bfloat16"}).entries
+    assert (entry.dtype, entry.shape) == ("bfloat16", (1, 2))
+    assert entry.content == hashlib.sha256(value.tobytes()).hexdigest()
+    assert entry != Layout.of([("base", "frozen", value)]).entries[0]
+
+
+@pytest.mark.parametrize("rule", ["shared", "local"])
+def test_only_a_frozen_tensor_is_of_such_a_type(rule: Rule) -> None:
+    with pytest.raises(ValueError, match="'base' is bfloat16"):
+        Layout.of([("base", rule, np.zeros(2, np.float32))], {"base": "bfloat16"})
+
+
 def test_the_values_of_shared_and_local_tensors_are_not_in_the_digest() -> None:
     other = [(n, r, v if r == "frozen" else v + v.dtype.type(1)) for n, r, v in entries()]
     assert Layout.of(other).digest == layout().digest

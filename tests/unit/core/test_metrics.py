@@ -12,6 +12,7 @@ from lepton_fed.core.metrics import (
     CLASS_METRICS,
     NUMBER_METRICS,
     SCORE_BINS,
+    CountsSum,
     MetricsPlan,
     cross_entropy,
 )
@@ -169,12 +170,12 @@ def test_two_sites_combined_are_the_pooled_rows_for_numbers_too() -> None:
 def test_the_ring_sum_of_counts_is_exact_for_counts_and_close_for_losses() -> None:
     plan = classes_plan(2)
     counts = [plan.measure(*rows_of(seed, 2, 50 + seed)) for seed in range(4)]
-    total = plan.empty_sum(cohort=4)
+    total = CountsSum(plan.size)
     for each in counts:
-        total.add(each, 1.0)
+        total.add(each)
     exact = sum(counts)
-    assert np.array_equal(np.delete(total.sum(), 1), np.delete(exact, 1))
-    assert total.sum()[1] == pytest.approx(exact[1], abs=4 * 2**-19)
+    assert np.array_equal(np.delete(total.total(), 1), np.delete(exact, 1))
+    assert total.total()[1] == pytest.approx(exact[1], rel=1e-15)
 
 
 def test_no_rows_have_no_metrics() -> None:
@@ -213,7 +214,7 @@ def test_honest_counts_are_not_complained_about(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["auc", "classes", "number"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2.0**40])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e301])
 def test_counts_that_are_not_finite_or_too_large_are_refused(kind: str, value: float) -> None:
     plan, counts = honest(kind)
     for place in range(0, len(counts), 97):
@@ -280,3 +281,26 @@ def test_cross_entropy_is_that_of_scikit_learn_and_does_not_overflow() -> None:
 def softmax(logits: Array) -> Array:
     wide = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return np.asarray(wide / wide.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("width", [1e-3, 1.0, 1e4, 1e8, 1e12])
+def test_metrics_of_numbers_are_those_of_the_pooled_rows_whatever_the_range(width: float) -> None:
+    rng = np.random.default_rng(4)
+    task = Task(
+        data=DataContract(target=Target("number", "y", minimum=0.0, maximum=width)),
+        metrics=["mae", "r2"],
+    )
+    plan = MetricsPlan.of(task)
+    targets = [rng.normal(width / 2e3, width / 1e5, size=n) for n in (30, 50, 41)]
+    outputs = [target + rng.normal(0, width / 1e6, size=len(target)) for target in targets]
+    total = CountsSum(plan.size)
+    for output, target in zip(outputs, targets, strict=True):
+        total.add(plan.measure(output, target))
+    truth, found = np.concatenate(targets), np.concatenate(outputs)
+    values = plan.values(total.total())
+    spread = ((truth - truth.mean()) ** 2).sum()
+    assert values["loss"] == pytest.approx(((found - truth) ** 2).mean(), rel=1e-6)
+    assert values["mae"] == pytest.approx(np.abs(found - truth).mean(), rel=1e-6)
+    exact = 1 - ((found - truth) ** 2).sum() / spread
+    bound = plan.error_bounds(total.total()).get("r2", 1e-6)
+    assert abs(values["r2"] - exact) <= bound

@@ -85,6 +85,31 @@ def test_the_delimiter_and_the_words_for_missing_can_be_given(file):
     assert (problem.code, problem.what) == ("LF2010", '"NA" is not a number')
 
 
+@pytest.mark.parametrize(
+    ("given", "used", "shown"),
+    [(",", ";", '";"'), (",", "\t", r'"\t"'), (",", "|", '"|"'), (";", ",", '","')],
+)
+@pytest.mark.parametrize("with_target", [True, False])
+def test_another_delimiter_is_one_problem_that_names_the_argument(
+    file, given, used, shown, with_target
+):
+    path = file(HEAD.replace(",", used) + GOOD.replace(",", used))
+    (problem,) = problems_of(path, with_target=with_target, delimiter=given)
+    assert (problem.code, problem.where) == ("LF2008", path)
+    assert problem.key == "arguments.delimiter"
+    assert problem.remedy == f"set the reader's argument `delimiter` to {shown}"
+
+
+def test_one_column_whose_name_holds_a_delimiter_is_a_column(file):
+    contract = DataContract(columns=[Column("a;b")], target=Target("number", "y"))
+    assert csv_file(contract, file("a;b\n1\n"), False).inputs.tolist() == [[1]]
+
+
+def test_one_column_that_no_delimiter_splits_is_a_wrong_column(file):
+    codes = [problem.code for problem in problems_of(file("agee\n1\n"))]
+    assert codes == ["LF2008", "LF2008", "LF2008", "LF2009"]
+
+
 def test_a_word_for_missing_can_also_be_a_category(file):
     column = Column("ward", kind="category", values=["NA", "EU"])
     contract = DataContract(columns=[column], target=Target("number", "y"))

@@ -154,15 +154,29 @@ def test_with_dp_the_card_says_what_is_promised_and_what_is_not(mlp: Any, dp: An
         assert said in privacy
 
 
+def test_the_card_does_not_promise_what_epsilon_does_not_cover(mlp: Any, dp: Any) -> None:
+    privacy = " ".join(card(mlp.task, dp).split("## Privacy")[1].split("## ")[0].split())
+    assert "anything that the site sent" not in privacy
+    assert "bounds how far the updates that the site sent in this run, and so this model" in privacy
+    assert "Row counts are treated as public" in privacy
+    made = privacy.split("epsilon does not cover what is made from a site's row count")[1]
+    for said in ("epsilon and noise multiplier", "sampling rate", "steps", "took part"):
+        assert said in made
+
+
+def test_the_card_says_whose_claim_a_metric_is(mlp: Any, summary_of: Any) -> None:
+    assert "as the sites report them: nobody else has seen" in card(mlp.task, summary_of(mlp.task))
+
+
 def test_nothing_outside_epsilon_is_said_too(mlp: Any, dp: Any) -> None:
     text = card(mlp.task, replace(dp, outside_epsilon=[], metrics={}))
     assert "Outside epsilon, left the sites without noise: nothing." in text
 
 
 def test_an_epsilon_is_never_shown_too_small() -> None:
-    for value in (7.98, 7.9800001, 8.00001, 1e-9, 0.0, 123456.7):
+    for value in (7.98, 7.9800001, 8.00001, 1e-9, 0.0, 123456.7, 1e25, 2.5e26, 1.7e308):
         assert float(upper_figure(value)) >= value
-        assert float(upper_figure(value)) < value + 0.001
+        assert float(upper_figure(value)) <= value + 0.001
     assert upper_figure(7.98) == "7.980"
     assert upper_figure(None) == "-"
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from lepton_fed.export.bundle import VerifiedBundle
 from lepton_fed.export.predict import (
     ClassPredictions,
     NumberPredictions,
+    check_output,
     predict,
     write_predictions,
 )
@@ -176,7 +179,7 @@ def test_an_older_file_is_replaced_as_a_whole(
     def full(*_: object) -> Any:
         raise OSError(28, "No space left on device")
 
-    for step in ("lepton_fed.export.predict._table", "os.replace"):
+    for step in ("os.fsync", "os.replace"):
         with monkeypatch.context() as patched:
             patched.setattr(step, full)
             with pytest.raises(TaskError, match=r"LF3222.*No space left"):
@@ -190,6 +193,63 @@ def test_an_older_file_is_replaced_as_a_whole(
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="LF3222"):
         write_predictions(classes(["a", "b"]), tmp_path / "none" / "p.csv")
+
+
+def outcome(action: Callable[[], object]) -> str:
+    with pytest.raises(TaskError) as caught:
+        action()
+    (problem,) = caught.value.problems
+    assert problem.remedy
+    return f"{problem.code} {problem.where}"
+
+
+def test_no_name_at_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert outcome(lambda: write_predictions(classes(["a", "b"]), Path(""))) == "LF3222 ."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 300)
+    assert outcome(lambda: write_predictions(classes(["a", "b"]), path)) == f"LF3222 {path}"
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("fifo", "folder", "device", "loop"):
+        path = tmp_path / name
+        before = path.lstat()
+        assert outcome(lambda path=path: write_predictions(classes(["a", "b"]), path)) == (  # type: ignore[misc]
+            f"LF3222 {path}"
+        )
+        assert path.lstat() == before
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "file.csv").write_text("older")
+    (tmp_path / "link.csv").symlink_to("file.csv")
+    write_predictions(classes(["a", "b"]), tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "file.csv").read_text().startswith("row,class")
+
+
+def test_what_was_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle, rows = Path("bundle"), Path("rows.csv")
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("{}")
+    rows.write_text("x")
+    Path("link").symlink_to(bundle)
+    for name in ("rows.csv", f"{tmp_path}/bundle/../rows.csv", "link/new.csv", "bundle/new.csv",
+                 "bundle/manifest.json"):  # fmt: skip
+        assert outcome(lambda name=name: check_output(Path(name), (bundle, rows))) == (  # type: ignore[misc]
+            f"LF3222 {Path(name)}"
+        )
+    assert check_output(Path("bundle.csv"), (bundle, rows)) == tmp_path / "bundle.csv"
 
 
 def test_two_classes_have_two_probabilities(exported: ExportReport, mlp: Any) -> None:

@@ -20,12 +20,9 @@ from lepton_fed.flower.records import (
 
 BITS = np.array([0, 0x80000000, 1, 0x7F7FFFFF, 0x7FC00000, 0xFF800000], dtype="<u4")
 ASK = Ask(
-    run="20260101T000000Z-ä-0000",
-    task="1" * 64,
+    agreement="1" * 64,
     layout="2" * 64,
     round_number=3,
-    rounds=10,
-    seed=2**53 - 1,
     train=True,
     evaluate=False,
     vectors={"model": BITS.view("<f4"), "control": np.ones(2, np.float32)},
@@ -47,7 +44,7 @@ def sent(record: RecordDict) -> RecordDict:
 @pytest.mark.parametrize("wire", [sent, lambda record: record], ids=["wire", "process"])
 def test_an_ask_comes_back_as_it_was(wire: Callable[[RecordDict], RecordDict]) -> None:
     found = record_to_ask(wire(ask_to_record(ASK)))
-    for name in ("run", "task", "layout", "round_number", "rounds", "seed", "train", "evaluate"):
+    for name in ("agreement", "layout", "round_number", "train", "evaluate"):
         assert getattr(found, name) == getattr(ASK, name)
         assert type(getattr(found, name)) is type(getattr(ASK, name))
     assert list(found.vectors) == list(ASK.vectors)
@@ -96,7 +93,7 @@ def test_a_site_is_who_was_asked_and_not_who_it_says_it_is() -> None:
 @pytest.mark.parametrize("strided", [False, True])
 def test_vectors_travel_as_little_endian_bytes(order: str, strided: bool) -> None:
     vector = np.arange(6).astype(order)[:: 2 if strided else 1]
-    record = ask_to_record(Ask("", "", "", 1, 1, 1, True, True, {"model": vector}))
+    record = ask_to_record(Ask("", "", 1, True, True, {"model": vector}))
     array = record["vectors"]["model"]
     assert array.data == vector.astype("<f4").tobytes()
     assert (array.dtype, array.shape, array.stype) == ("float32", (len(vector),), "lepton.f4le")
@@ -222,13 +219,11 @@ def test_the_words_of_a_refusal_are_cut_and_cannot_steer_a_terminal() -> None:
 
 
 ASK_FIELDS: list[tuple[str, Any]] = [
-    ("run", 1),
-    ("task", b"x"),
+    ("agreement", 1),
+    ("agreement", b"x"),
     ("layout", ["x"]),
     ("round", True),
     ("round", 1.0),
-    ("rounds", "10"),
-    ("seed", 1.5),
     ("train", 1),
     ("train", "true"),
     ("evaluate", 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lepton_fed.config import plugins
-from lepton_fed.config.schema import Rounds
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, Rounds, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Layout
 from lepton_fed.core.metrics import MetricsPlan
@@ -66,7 +67,8 @@ class Updates:
         deltas = [self.deltas[site].astype(np.float64) for site in self.contributors]
         weights = [self.weights[site] for site in self.contributors]
         mean = np.average(deltas, axis=0, weights=weights)
-        return Sum(self.round_number, {DELTA: mean}, self.contributors)
+        sites = self.contributors
+        return Sum(self.round_number, {DELTA: mean}, sites, 1.0, len(sites))
 
 
 def model() -> np.ndarray[Any, Any]:
@@ -250,8 +252,9 @@ class Sites:
     def sites(self) -> Sequence[str]:
         return ["a", "b", "c", "d"]
 
-    def exchange(self, sites: Sequence[str], ask: Ask) -> Iterator[Reply]:
-        for number, site in enumerate(sites):
+    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
+        del patience_s
+        for number, (site, ask) in enumerate(asks.items()):
             delta = np.full(SIZE, number, np.float32) - ask.vectors[MODEL]
             fields = {"vectors": {DELTA: delta}, "weight": 1.0} | self.bad.get(site, {})
             yield Reply(site, update=Update(self.layout.digest, **fields))
@@ -263,9 +266,9 @@ def coordinated(strategy: Strategy, bad: dict[str, Any], tmp_path: Path) -> tupl
     log = EventLog(folder.events)
     rounds = Rounds(count=2, evaluate=False)
     task = Task(aggregation=Aggregation(norm_bound=100.0))
-    coordinator = Coordinator(
-        task, layout, MetricsPlan.of(task), strategy, rounds, 1, folder=folder, log=log
-    )
+    agreement = Agreement(folder.name, task, StrategyConf(), 2, 1, Privacy())
+    plan = MetricsPlan.of(task)
+    coordinator = Coordinator(agreement, rounds, layout, plan, strategy, folder=folder, log=log)
     outcome = coordinator.run(Sites(layout, bad), np.zeros(SIZE, np.float32))
     log.close()
     assert not (folder.path / "spill").exists()

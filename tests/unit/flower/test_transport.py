@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.errors import DataError, Problem
@@ -19,7 +20,7 @@ SITES = ["north", "south", "west"]
 
 def ask(train: bool = True) -> Ask:
     vectors = {MODEL: np.arange(4, dtype=np.float32)}
-    return Ask("run", "task", "layout", 3, 5, 7, train, True, vectors)
+    return Ask("agreement", "layout", 3, train, True, vectors)
 
 
 def update_of(site: str) -> Reply:
@@ -31,7 +32,9 @@ def exchanged(
     answer: Callable[[str, Ask], Reply], sites: Iterable[str] = SITES, asked: Ask | None = None
 ) -> list[Reply]:
     return run_in_process(
-        SITES, answer, lambda transport: list(transport.exchange(list(sites), asked or ask()))
+        SITES,
+        answer,
+        lambda transport: list(transport.exchange(dict.fromkeys(sites, asked or ask()))),
     )
 
 
@@ -48,7 +51,7 @@ def test_each_site_gets_the_ask_and_its_reply_comes_back_under_its_name() -> Non
         assert reply.update is not None
         assert (reply.update.vectors["delta"] == SITES.index(site)).all()
         assert reply.sent_bytes == 16
-        assert (seen[site].round_number, seen[site].rounds, seen[site].seed) == (3, 5, 7)
+        assert (seen[site].agreement, seen[site].round_number) == ("agreement", 3)
         assert seen[site].vectors[MODEL].tolist() == [0, 1, 2, 3]
 
 
@@ -88,7 +91,7 @@ def test_replies_are_made_one_at_a_time_as_they_are_taken() -> None:
         return update_of(site)
 
     def take(transport: GridTransport) -> None:
-        for number, reply in enumerate(transport.exchange(SITES, ask()), start=1):
+        for number, reply in enumerate(transport.exchange(dict.fromkeys(SITES, ask())), start=1):
             assert made == SITES[:number]
             assert reply.update is not None
             alive.append(weakref.ref(reply.update.vectors["delta"]))
@@ -166,7 +169,7 @@ def over(network: Network, naps: list[float] | None = None) -> Iterator[Reply]:
         naps.append(seconds)
         assert len(naps) < 100
 
-    return GridTransport(network, NODES, sleep=nap).exchange(SITES, ask())
+    return GridTransport(network, NODES, sleep=nap).exchange(dict.fromkeys(SITES, ask()))
 
 
 def test_a_malformed_reply_is_a_refusal_and_the_others_still_come() -> None:
@@ -251,6 +254,38 @@ def test_sites_are_those_that_are_online() -> None:
 
 def test_a_site_learns_its_name_from_its_own_node_config() -> None:
     grid = InProcessGrid(client_app(lambda site, asked: Reply(site, counts=np.zeros(1))), [{}])
-    (reply,) = GridTransport(grid, {"north": 2}).exchange(["north"], ask())
+    (reply,) = GridTransport(grid, {"north": 2}).exchange({"north": ask()})
     assert reply.refusal == Problem("LF5303", "KeyError", where="north")
     assert SITE == "site"
+
+
+def test_a_site_that_does_not_answer_is_given_up_after_the_patience() -> None:
+    class Silent(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            return []
+
+    passed = [0.0]
+
+    def nap(seconds: float) -> None:
+        passed[0] += seconds
+
+    grid = Silent(ClientApp(), [{}, {}])
+    nodes = dict(zip(SITES, grid.get_node_ids(), strict=False))
+    transport = GridTransport(grid, nodes, sleep=nap, clock=lambda: passed[0])
+    replies = list(transport.exchange(dict.fromkeys(nodes, ask()), patience_s=3.0))
+    assert [(r.site, r.refusal.code) for r in replies if r.refusal] == [
+        (site, "LF5306") for site in nodes
+    ]
+    assert 3.0 <= passed[0] < 4.0
+
+
+def test_sites_can_be_asked_for_different_things() -> None:
+    asks = {site: ask(train=site != SITES[0]) for site in SITES}
+    seen = {}
+
+    def answer(site: str, asked: Ask) -> Reply:
+        seen[site] = asked.train
+        return update_of(site)
+
+    run_in_process(SITES, answer, lambda transport: list(transport.exchange(asks)))
+    assert seen == {site: site != SITES[0] for site in SITES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,90 @@ def test_running_statistics_stay_local_with_their_own_type(monkeypatch):
     }
     assert "scratch" not in rules(layout)
     assert layout.size == 2 * 4 * 9 + 4 + 4 + 4 + 4 * 2 + 2
+
+
+class Table(nn.Module):
+    """A buffer that is no running statistic."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(72, 2)
+        self.register_buffer("codes", torch.arange(3))
+        self.register_buffer("scale", torch.ones(2, dtype=torch.bfloat16))
+
+    def forward(self, images):
+        return self.head(images.flatten(1))
+
+
+def test_other_buffers_are_the_same_everywhere_by_their_content(monkeypatch):
+    model, layout = built(monkeypatch, Table())
+    kinds = {entry.name: (entry.rule, entry.dtype) for entry in layout.entries}
+    assert kinds["codes"] == ("frozen", "int64")
+    assert kinds["scale"] == ("frozen", "bfloat16")
+    model.codes[1] = 7
+    assert layout_of(model, ModelSpec()).digest != layout.digest
+
+
+def test_a_pattern_makes_a_buffer_local(monkeypatch):
+    model, layout = built(monkeypatch, Table(), local=["codes"])
+    assert rules(layout)["codes"] == "local"
+    write_local(model, {"codes": np.array([5, 6, 7])})
+    assert local_tensors(model, layout)["codes"].tolist() == [5, 6, 7]
+
+
+class Adapted(nn.Module):
+    """A frozen base in half precision and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Parameter(torch.arange(6).reshape(2, 3).bfloat16(), requires_grad=False)
+        self.gain = nn.Parameter(torch.tensor(0.5, dtype=torch.bfloat16), requires_grad=False)
+        self.head = nn.Linear(3, 2)
+
+
+def test_a_frozen_tensor_may_be_of_a_type_that_numpy_lacks(monkeypatch):
+    model, layout = built(monkeypatch, Adapted())
+    frozen = {entry.name: (entry.dtype, entry.shape) for entry in layout.of_rule("frozen")}
+    assert frozen["base"] == ("bfloat16", (2, 3))
+    assert frozen["gain"] == ("bfloat16", ())
+    content = model.base.view(torch.uint8).numpy().tobytes()
+    (base,) = (entry for entry in layout.entries if entry.name == "base")
+    assert base.content == hashlib.sha256(content).hexdigest()
+    model.base.view(torch.int16)[1, 2] ^= 1
+    assert layout_of(model, ModelSpec()).digest != layout.digest
+
+
+def test_only_shared_tensors_are_read(monkeypatch):
+    model, layout = built(monkeypatch, Adapted())
+    # The base cannot become a numpy array: whoever touches it meets a TypeError.
+    write_vector(model, layout, ramp(layout))
+    assert read_vector(model, layout).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ({"local": ["base"]}, "'base' is bfloat16; no site can keep that"),
+        ({}, "'base' is bfloat16; shared tensors are float32"),
+    ],
+)
+def test_no_other_tensor_may_be_of_such_a_type(monkeypatch, spec, what):
+    model = Adapted()
+    model.base.requires_grad_(not spec)
+    with pytest.raises(TaskError, match=what) as caught:
+        built(monkeypatch, model, **spec)
+    assert caught.value.code == "LF3005"
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)]
+)
+def test_the_running_statistics_of_a_whole_model_are_found(monkeypatch, layer):
+    model, _ = built(monkeypatch, nn.Sequential(layer, nn.Linear(3, 2)))
+    statistics = {name for name, rule in rules(layout_of(model, ModelSpec())).items()
+                  if rule == "local"}  # fmt: skip
+    assert statistics == {"0.running_mean", "0.running_var", "0.num_batches_tracked"}
+    assert set(rules(layout_of(nn.BatchNorm1d(3), ModelSpec())).values()) == {"shared", "local"}
 
 
 def test_local_tensors_come_back_as_they_were(monkeypatch):

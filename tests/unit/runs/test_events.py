@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.errors import Refused
+from lepton_fed.errors import Refused, RunError
+from lepton_fed.runs import files
 from lepton_fed.runs.events import Event, EventLog, read_events
 
 FIELDS = [{"round": r, "sites": ["a", "ä\n"], "why": 'no "rows"\r\n\u2028'} for r in range(5)]
@@ -160,11 +164,47 @@ def test_the_first_line_cannot_be_cut_off(path: Path) -> None:
     assert place_of_the_change(path) == f"LF4301 {path}:1"
 
 
-def test_a_line_that_was_not_written_to_its_end_is_found(path: Path) -> None:
+CUTS = (1, 2, 40)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_line_that_a_crash_cut_off_counts_as_not_written(path: Path, cut: int) -> None:
     content = path.read_bytes()
-    for cut in (1, 2, 40):
-        path.write_bytes(content[:-cut])
-        assert place_of_the_change(path) == f"LF4301 {path}:5"
+    path.write_bytes(content[:-cut])
+    assert len(read_events(path)) == 4
+    assert path.read_bytes() == content[:-cut]  # reading mends nothing
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_log_that_a_crash_cut_off_is_continued_after_its_last_whole_line(
+    path: Path, ticking: Callable[[], str], cut: int
+) -> None:
+    path.write_bytes(path.read_bytes()[:-cut])
+    log = EventLog(path, clock=ticking)
+    log.emit("run.resumed", round=4)
+    log.close()
+    events = read_events(path, log.head)
+    assert [event["event"] for event in events] == [*["round.closed"] * 4, "run.resumed"]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_finished_runs_log_may_not_be_cut_off(path: Path, cut: int) -> None:
+    content = path.read_bytes()
+    lines = content.splitlines()
+    heads = [hashlib.sha256(line).hexdigest() for line in lines]
+    path.write_bytes(content[:-cut])
+    for head in heads[-2:]:  # also when the summary names the line before
+        assert place_of_the_change(path, head) == f"LF4301 {path}:5"
+
+
+def test_a_log_of_nothing_but_the_start_of_a_line_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event":"run.sta')
+    assert read_events(path) == []
+    log = EventLog(path)
+    log.emit("run.started")
+    log.close()
+    assert len(read_events(path, log.head)) == 1
 
 
 def test_lines_cut_off_at_the_end_are_found_by_the_hash_of_the_last(path: Path) -> None:
@@ -239,15 +279,104 @@ def test_listeners_hear_an_event_after_it_was_written(
     assert [event for event, _ in heard[::2]] == read_events(path)
 
 
-def test_a_listener_that_fails_does_not_lose_the_event(tmp_path: Path) -> None:
-    def fail(event: Event) -> None:
+def test_a_listener_that_can_no_longer_be_told_is_left_out(tmp_path: Path) -> None:
+    asked: list[str] = []
+    heard: list[str] = []
+
+    def gone(event: Event) -> None:
+        asked.append(event["event"])
         raise BrokenPipeError(event["event"])
 
+    log = EventLog(tmp_path / "events.jsonl", (gone, lambda event: heard.append(event["event"])))
+    log.emit("run.started")
+    log.emit("run.finished")
+    log.close()
+    assert asked == ["run.started"]
+    assert heard == ["run.started", "run.finished"]
+    assert len(read_events(tmp_path / "events.jsonl", log.head)) == 2
+
+
+def test_a_listener_with_a_bug_does_not_lose_the_event(tmp_path: Path) -> None:
+    def fail(event: Event) -> None:
+        raise KeyError(event["event"])
+
     log = EventLog(tmp_path / "events.jsonl", (fail,))
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(KeyError):
         log.emit("run.started")
     log.close()
     assert len(read_events(tmp_path / "events.jsonl", log.head)) == 1
+
+
+def full(*_: object) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(RunError) as caught:
+        action()
+    (problem,) = caught.value.problems
+    assert problem.remedy
+    return f"{problem.code} {problem.where}: {problem.what}"
+
+
+@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_an_event_that_cannot_be_written_leaves_the_log_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    heard: list[Event] = []
+    log = EventLog(path, (heard.append,))
+    head, before = log.head, path.read_bytes()
+
+    class Half:
+        """Takes a few bytes of a line, and no more."""
+
+        def __init__(self, file: Any) -> None:
+            self.file, self.calls = file, 0
+
+        def write(self, content: Any) -> int:
+            self.calls += 1
+            if self.calls > 1:
+                raise stop
+            return int(self.file.write(content[:7]))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    with monkeypatch.context() as patched:
+        append = files.append
+        patched.setattr(
+            "lepton_fed.runs.events.append", lambda file, line: append(Half(file), line)
+        )
+        if isinstance(stop, OSError):
+            assert refusal(lambda: log.emit("x")) == f"LF5209 {path}: this cannot be written: full"
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                log.emit("x")
+    assert (log.head, path.read_bytes(), heard) == (head, before, [])
+    log.emit("run.failed", code="LF5209")
+    log.close()
+    assert [event["event"] for event in read_events(path, log.head)][-1] == "run.failed"
+
+
+def test_a_log_that_cannot_be_synced_is_said_and_closed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(path)
+    monkeypatch.setattr(os, "fsync", full)
+    assert refusal(log.close).startswith(f"LF5209 {path}: ")
+    with pytest.raises(ValueError, match="closed"):
+        log.emit("run.finished")
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "events.jsonl"
+    assert refusal(lambda: EventLog(path)).startswith(f"LF5209 {path}: ")
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for action in (read_events, EventLog):
+        found = refusal(lambda action=action: action(tmp_path))  # type: ignore[misc]
+        assert found == f"LF5210 {tmp_path}: this cannot be read: Is a directory"
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), b"bytes"])

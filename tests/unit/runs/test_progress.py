@@ -128,6 +128,45 @@ def test_a_round_below_its_quorum_is_said() -> None:
     assert "round 3: 1 usable updates, quorum 2; the model stays as it was" in stream.getvalue()
 
 
+def test_a_model_that_is_not_finite_is_said() -> None:
+    console, stream = terminal()
+    with ProgressView(console) as view:
+        view(event("round.model_not_finite", round=4))
+    text = "round 4: the strategy made NaN or infinities; the model stays as it was"
+    assert text in stream.getvalue()
+
+
+class Broken(StringIO):
+    """A stream that takes one line, and then nobody reads."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error, self.asked = error, 0
+
+    def write(self, text: str) -> int:
+        self.asked += 1
+        if self.asked > 1:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "full"), ValueError("closed")])
+def test_a_line_view_goes_silent_when_nobody_takes_its_lines(error: Exception) -> None:
+    stream = Broken(error)
+    with LineView(stream) as view:
+        for each in RUN:
+            view(each)
+    assert stream.asked == 2
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_a_stream_that_is_not_there_takes_nothing() -> None:
+    with view_for(None) as view:
+        for each in RUN:
+            view(each)
+    assert isinstance(view, LineView)
+
+
 def test_an_event_that_is_not_shown_changes_nothing() -> None:
     unshown = [
         event("run.finished", digest="d", metrics={"accuracy": 1.0}, seconds=1.0),

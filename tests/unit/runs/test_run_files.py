@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lepton_fed.runs.files import read_tensors, write_atomic, write_tensors
+from lepton_fed.errors import RunError
+from lepton_fed.runs.files import append, read_tensors, write_atomic, write_tensors
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -38,13 +42,12 @@ def test_a_failure_in_the_middle_leaves_what_was_there(
         monkeypatch.setattr(os, "fsync", full)
     else:
         monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises((OSError, TypeError)):
+    with pytest.raises(TypeError if step == "write" else RunError):
         write_atomic(path, content)
     monkeypatch.undo()
 
     assert (path.read_bytes() if path.exists() else None) == old
-    # What is left aside hides behind a dot, and does not stand in the way of the next attempt.
-    assert all(each.name.startswith(".") or each == path for each in tmp_path.iterdir())
+    assert [each for each in tmp_path.iterdir() if each != path] == []
     write_atomic(path, b"next")
     assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
     assert path.read_bytes() == b"next"
@@ -103,3 +106,54 @@ def test_a_file_that_holds_no_tensors_is_a_value_error(tmp_path: Path, content: 
     path.write_bytes(content)
     with pytest.raises(ValueError):
         read_tensors(path)
+
+
+def told(action: Callable[[], object]) -> tuple[str, str, str]:
+    with pytest.raises(RunError) as caught:
+        action()
+    (problem,) = caught.value.problems
+    assert problem.remedy
+    return problem.code, problem.what, problem.where
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "model.safetensors"
+    found = told(lambda: write_tensors(path, {"x": np.zeros(1)}, {}))
+    assert found == ("LF5209", "this cannot be written: No such file or directory", str(path))
+
+
+def test_a_name_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    write_atomic(path, b"content")
+    assert path.read_bytes() == b"content"
+    longer = path.with_name(f"{path.name}n")
+    assert told(lambda: write_atomic(longer, b"content"))[0] == "LF5209"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_tensors_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    assert told(lambda: read_tensors(tmp_path / "none"))[::2] == ("LF5210", str(tmp_path / "none"))
+
+
+class Filling(FileIO):
+    """A disk with room for a few bytes more."""
+
+    def write(self, content: Any, /) -> int:
+        before = os.fstat(self.fileno()).st_size
+        if before >= 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(content)[: 10 - before])
+
+
+def test_what_is_appended_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    with Filling(tmp_path / "log", "ab") as file:
+        append(file, b"1234\n")
+        with pytest.raises(OSError, match="No space left"):
+            append(file, b"567890\n")
+        append(file, b"5678\n")
+    assert (tmp_path / "log").read_bytes() == b"1234\n5678\n"
+
+
+def test_a_full_device_is_an_error_of_appending() -> None:
+    with FileIO("/dev/full", "ab") as file, pytest.raises(OSError, match="No space left"):
+        append(file, b"line\n")

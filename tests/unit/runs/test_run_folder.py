@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -318,3 +319,92 @@ def test_words_that_name_no_run_or_several_are_answered_with_names(
 def test_where_there_is_no_run_the_remedy_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="lepton-fed simulate"):
         find_run("last", tmp_path / "runs")
+
+
+WRITES: dict[str, Callable[[RunFolder], object]] = {
+    "checkpoint": lambda folder: folder.write_checkpoint(3, {"model": np.zeros(4)}, {}),
+    "model": lambda folder: folder.write_model(LAYOUT, np.zeros(7, np.float32), {}),
+    "summary": lambda folder: folder.write_summary(SUMMARY),
+}
+
+
+def full(*_: object) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_full_disk_is_a_located_error_and_leaves_nothing_behind(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, write: Callable[[RunFolder], object]
+) -> None:
+    before = sorted(folder.path.rglob("*"))
+    monkeypatch.setattr(os, "fsync", full)
+    assert code_of(lambda: write(folder)) == "LF5209"
+    assert sorted(folder.path.rglob("*")) == before
+
+
+def test_metrics_that_cannot_be_written_leave_the_table_whole(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.append_metrics(0, {ALL_SITES: {"loss": 1.0}})
+    before = (folder.path / "metrics.csv").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("lepton_fed.runs.folder.append", full)
+        assert code_of(lambda: folder.append_metrics(1, {ALL_SITES: {"loss": 2.0}})) == "LF5209"
+    assert (folder.path / "metrics.csv").read_bytes() == before
+
+
+def test_the_table_begins_with_its_heading_also_after_a_first_attempt_that_failed(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("lepton_fed.runs.folder.append", full)
+        code_of(lambda: folder.append_metrics(0, {ALL_SITES: {"loss": 2.0}}))
+    folder.append_metrics(0, {ALL_SITES: {"loss": 2.0}})
+    assert (folder.path / "metrics.csv").read_text() == (
+        "round,site,metric,value\n0,all,loss,2.0\n"
+    )
+
+
+def test_a_folder_whose_conf_cannot_be_written_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", full)
+    assert code_of(lambda: RunFolder.create(tmp_path, "digits", "kind: simulation\n")) == "LF5209"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_there_already_is_not_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda count: "ab" * count)
+    first = RunFolder.create(tmp_path, "digits", "mine")
+    stamp = first.path.name.split("-")[0]
+
+    class Frozen:
+        @staticmethod
+        def now(_: object) -> Any:
+            class Then:
+                @staticmethod
+                def strftime(_: str) -> str:
+                    return stamp
+
+            return Then
+
+    monkeypatch.setattr("lepton_fed.runs.folder.datetime", Frozen)
+    assert code_of(lambda: RunFolder.create(tmp_path, "digits", "other")) == "LF5201"
+    assert first.conf.read_text() == "mine"
+
+
+def unreadable(folder: RunFolder, name: str) -> None:
+    (folder.path / name).mkdir()  # not even root reads a folder as a file
+
+
+def test_a_summary_or_model_that_cannot_be_read_is_a_located_error(folder: RunFolder) -> None:
+    unreadable(folder, "summary.json")
+    unreadable(folder, "model.safetensors")
+    assert code_of(folder.read_summary) == "LF5210"
+    assert code_of(lambda: folder.read_model(LAYOUT)) == "LF5210"
+
+
+def test_words_longer_than_any_name_name_no_run(tmp_path: Path) -> None:
+    assert code_of(lambda: find_run("x" * 300, tmp_path)) == "LF5210"

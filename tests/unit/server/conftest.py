@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepton_fed.config.schema import Rounds
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, Rounds, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Layout, Vector
 from lepton_fed.core.metrics import MetricsPlan
@@ -39,10 +40,11 @@ class MemoryTransport:
     def sites(self) -> Sequence[str]:
         return list(self.answers)
 
-    def exchange(self, sites: Sequence[str], ask: Ask) -> Iterator[Reply]:
-        self.asked.append((tuple(sites), ask))
-        for site in self.order(sites):
-            yield from self.answers[site](ask)
+    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
+        del patience_s
+        self.asked.append((tuple(asks), next(iter(asks.values()))))
+        for site in self.order(list(asks)):
+            yield from self.answers[site](asks[site])
 
 
 @dataclass
@@ -54,6 +56,8 @@ class World:
     layout: Layout
     plan: MetricsPlan
     folder: RunFolder | None = None
+    privacy: Privacy = field(default_factory=Privacy)
+    agreement: Agreement | None = None
 
     @property
     def initial(self) -> Vector:
@@ -74,7 +78,7 @@ class World:
 
         def answer(ask: Ask) -> list[Reply]:
             received = ask.vectors[MODEL]
-            rng = generator(ask.seed, "own", round_number=ask.round_number, site=site)
+            rng = generator(1, "own", round_number=ask.round_number, site=site)
             delta = ((rng.normal(size=received.size) - received) / 2).astype(np.float32)
             return [
                 Reply(
@@ -90,7 +94,7 @@ class World:
         return answer
 
     def weight(self, site: str) -> float:
-        return 0.5 + 0.3 * (ord(site) - ord("a"))
+        return 5.0 + 3.0 * (ord(site) - ord("a"))
 
     def transport(self, **others: Answer) -> MemoryTransport:
         """Four honest sites, some of them replaced by others."""
@@ -106,13 +110,21 @@ class World:
         self.folder = RunFolder.create(self.root, "test", "conf: true\n")
         log = EventLog(self.folder.events)
         try:
-            return Coordinator(
+            rounds = rounds or Rounds(count=3)
+            self.agreement = Agreement(
+                self.folder.name,
                 self.task,
+                StrategyConf(),
+                rounds.count,
+                seed,
+                self.privacy,
+            )
+            return Coordinator(
+                self.agreement,
+                rounds,
                 self.layout,
                 self.plan,
                 strategy or fedavg(),
-                rounds or Rounds(count=3),
-                seed,
                 folder=self.folder,
                 log=log,
             ).run(transport, self.initial)
@@ -132,7 +144,7 @@ def world(tmp_path: Path) -> World:
     task = Task(
         data=contract,
         metrics=["accuracy", "macro_f1", "auc"],
-        aggregation=Aggregation(weight_bound=2.0, norm_bound=100.0),
+        aggregation=Aggregation("rows", weight_bound=20.0, norm_bound=100.0),
     )
     layout = Layout.of(
         [

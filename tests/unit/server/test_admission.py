@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.core.exchange import Reply, Update
 from lepton_fed.core.layout import Layout
 from lepton_fed.core.task import Aggregation
@@ -16,7 +17,8 @@ from lepton_fed.server.admission import admit, admit_claims
 
 SIZE = 40_000  # more than one slice of the norm
 LAYOUT = Layout.of([("weight", "shared", np.zeros(SIZE, np.float32))])
-BOUNDS = Aggregation(weight_bound=2.0, norm_bound=10.0)
+BOUNDS = Aggregation("rows", weight_bound=200.0, norm_bound=10.0)
+EQUAL = Aggregation(norm_bound=10.0)
 
 
 def vector(**at: float) -> np.ndarray[Any, Any]:
@@ -51,9 +53,9 @@ def test_the_largest_norm_of_several_vectors_is_told() -> None:
 
 
 def test_values_at_the_bounds_are_admitted() -> None:
-    update = Update(LAYOUT.digest, {"delta": vector(_5=10.0)}, 2.0)
+    update = Update(LAYOUT.digest, {"delta": vector(_5=10.0)}, 200.0)
     assert admit(update, LAYOUT, BOUNDS, ("delta",), "a") == 10.0
-    assert admit(replace(update, weight=5e-324), LAYOUT, BOUNDS, ("delta",), "a") == 10.0
+    assert admit(replace(update, weight=1.0), LAYOUT, BOUNDS, ("delta",), "a") == 10.0
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 64, LAYOUT.digest.upper(), LAYOUT.digest + " "])
@@ -76,12 +78,22 @@ def test_a_vector_the_strategy_wants_beside_the_delta_must_be_there() -> None:
 
 @pytest.mark.parametrize(
     "weight",
-    [0.0, -0.0, -1.0, math.nan, math.inf, -math.inf, 2.0000001, 1e300],
+    [0.0, -0.0, -1.0, math.nan, math.inf, -math.inf, 201.0, 1e300, 0.5, 1.5, 1e-12],
 )
 def test_a_weight_out_of_bounds_is_refused(weight: float) -> None:
     code, what = refusal(replace(GOOD, weight=weight))
     assert code == "LF4403"
-    assert what.endswith("is not in (0, 2]")
+    assert what.endswith("is no number of rows from 1 to 200")
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0000001, 2.0, 1e-12, 1000.0, math.nan, -1.0])
+def test_where_sites_count_equally_only_weight_one_is_admitted(weight: float) -> None:
+    for bound in (1.0, 1000.0):
+        with pytest.raises(UpdateRefused) as caught:
+            admit(replace(GOOD, weight=weight), LAYOUT, replace(EQUAL, weight_bound=bound),
+                  ("delta",), "a")  # fmt: skip
+        assert caught.value.code == "LF4403"
+    assert admit(GOOD, LAYOUT, EQUAL, ("delta",), "a") == 5.0
 
 
 @pytest.mark.parametrize(
@@ -159,16 +171,31 @@ def test_what_a_stranger_wrote_is_quoted_short_and_without_control_characters() 
     assert what.isprintable()
 
 
-@pytest.mark.parametrize("claim", [0.0, 0.5, 1e300, None])
+DP = RecordPrivacy(enabled=True, epsilon=8.0)
+
+
+@pytest.mark.parametrize("claim", [0.0, 0.5, 8.0, None])
 def test_a_claim_of_privacy_that_can_be_true_is_taken(claim: float | None) -> None:
-    admit_claims(Reply("a", epsilon=claim, noise_multiplier=claim))
+    admit_claims(Reply("a", epsilon=claim, noise_multiplier=claim), DP)
 
 
 @pytest.mark.parametrize("name", ["epsilon", "noise_multiplier"])
-@pytest.mark.parametrize("claim", [math.nan, math.inf, -math.inf, -1e-9])
+@pytest.mark.parametrize("claim", [math.nan, math.inf, -math.inf, -1e-9, 1e308, 1e25])
 def test_a_claim_of_privacy_that_cannot_be_true_is_refused(name: str, claim: float) -> None:
     with pytest.raises(UpdateRefused) as caught:
-        admit_claims(Reply("a", **{name: claim}))
+        admit_claims(Reply("a", **{name: claim}), DP)
     (problem,) = caught.value.problems
     assert (problem.code, problem.where) == ("LF4412", "a")
     assert problem.what.startswith(name.replace("_", " "))
+
+
+def test_an_epsilon_beyond_the_target_of_the_run_is_refused() -> None:
+    with pytest.raises(UpdateRefused):
+        admit_claims(Reply("a", epsilon=8.001), DP)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "noise_multiplier"])
+def test_a_claim_of_privacy_in_a_run_without_dp_is_refused(name: str) -> None:
+    with pytest.raises(UpdateRefused) as caught:
+        admit_claims(Reply("a", **{name: 1.0}), RecordPrivacy())
+    assert "without DP" in caught.value.problems[0].what

@@ -185,7 +185,13 @@ def test_a_reply_from_a_site_outside_the_cohort_is_refused(world: Any) -> None:
     honest = world.run(world.transport(), rounds)
 
     eager = world.transport()
-    eager.order = lambda asked: list("dcba")
+
+    def all_reply(asks: Any, patience_s: float | None = None) -> Any:
+        ask = next(iter(asks.values()))
+        for site in "dcba":
+            yield from eager.answers[site](ask)
+
+    eager.exchange = all_reply
     found = world.run(eager, rounds)
     assert found.digest == honest.digest
     asked = {event["round"]: event["cohort"] for event in world.events("round.started")}

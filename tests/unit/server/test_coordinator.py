@@ -45,7 +45,7 @@ def test_every_order_of_replies_gives_the_same_model_and_digest(world: Any) -> N
 
 def test_a_round_adds_the_weighted_mean_of_the_updates(world: Any) -> None:
     outcome = world.run(world.transport(), Rounds(count=1))
-    ask = Ask("", "", "", 1, 1, 1, True, False, {MODEL: world.initial})
+    ask = Ask("", "", 1, True, False, {MODEL: world.initial})
     deltas = [world.honest(site)(ask)[0].update.vectors[DELTA] for site in SITES]
     mean = np.average(deltas, axis=0, weights=[world.weight(site) for site in SITES])
     np.testing.assert_allclose(outcome.model, world.initial + mean, atol=1e-6)
@@ -75,11 +75,10 @@ def test_asks_say_what_is_wanted_of_whom(world: Any) -> None:
     world.run(transport, Rounds(count=3, fraction=0.5), seed=6)
     *training, last = transport.asked
     for number, (sites, ask) in enumerate(training, start=1):
-        assert sites == select_cohort(SITES, 0.5, 6, number)
-        assert (ask.round_number, ask.rounds, ask.seed) == (number, 3, 6)
+        assert sites == select_cohort(SITES, 2, 6, number)
+        assert ask.round_number == number
         assert (ask.train, ask.evaluate) == (True, True)
-        assert (ask.task, ask.layout) == (world.task.digest, world.layout.digest)
-        assert ask.run == world.folder.name
+        assert (ask.agreement, ask.layout) == (world.agreement.digest, world.layout.digest)
     assert last[0] == tuple(SITES)
     assert (last[1].train, last[1].evaluate) == (False, True)
 
@@ -347,7 +346,7 @@ def test_a_strategy_that_needs_each_update_reads_them_by_slices(world: Any) -> N
 
     model = world.initial
     for number in (1, 2):
-        ask = Ask("", "", "", number, 2, 1, True, False, {MODEL: model})
+        ask = Ask("", "", number, True, False, {MODEL: model})
         deltas = [world.honest(site)(ask)[0].update.vectors[DELTA] for site in SITES]
         model = model + np.median(deltas, axis=0).astype(np.float32)
     np.testing.assert_allclose(outcome.model, model, atol=1e-6)
@@ -373,3 +372,23 @@ def test_the_spilled_updates_are_removed_when_a_step_fails_too(world: Any) -> No
     with pytest.raises(ZeroDivisionError):
         world.run(world.transport(), strategy=Strategy("median", PlainSite(), rule))
     assert not (world.folder.path / "spill").exists()
+
+
+def test_a_sum_tells_its_weight_and_how_many_sites_the_run_has(world: Any) -> None:
+    seen = []
+
+    class Watching(AddMean):
+        def step(self, state: Any, model: Any, aggregate: Any) -> Any:
+            seen.append(aggregate)
+            return super().step(state, model, aggregate)
+
+    world.run(
+        world.transport(),
+        Rounds(count=2, fraction=0.5),
+        Strategy("watching", PlainSite(), Watching()),
+    )
+    for aggregate in seen:
+        assert len(aggregate.contributors) == 2
+        assert aggregate.sites == 4
+        weights = [world.weight(site) for site in aggregate.contributors]
+        assert aggregate.weight == pytest.approx(sum(weights), rel=1e-11)

@@ -81,9 +81,9 @@ def test_the_digest_does_not_depend_on_who_is_asked_first(load, monkeypatch):
     exchange = GridTransport.exchange
     orders = []
 
-    def backwards(self, sites, ask):
-        orders.append(list(sites)[::-1])
-        return exchange(self, list(sites)[::-1], ask)
+    def backwards(self, asks, *given):
+        orders.append(list(asks)[::-1])
+        return exchange(self, {site: asks[site] for site in orders[-1]}, *given)
 
     monkeypatch.setattr(GridTransport, "exchange", backwards)
     assert digest(load(**of)) == expected

@@ -25,7 +25,7 @@ def mean_of(deltas: list[np.ndarray[Any, Any]], weights: list[float]) -> Sum:
     total = RingSum(encoding, len(deltas[0]))
     for delta, weight in zip(deltas, weights, strict=True):
         total.add(delta, weight)
-    return Sum(1, {DELTA: total.mean()}, tuple(f"s{i}" for i in range(len(deltas))))
+    return Sum(1, {DELTA: total.mean()}, tuple(f"s{i}" for i in range(len(deltas))), 1.0, 9)
 
 
 def some_round(
@@ -72,13 +72,13 @@ def test_the_model_that_a_step_is_given_is_not_changed() -> None:
 
 def test_small_steps_are_added_before_rounding() -> None:
     """In single precision 1 + 3e-8 is 1; ten of them at once must not vanish."""
-    aggregate = Sum(1, {DELTA: np.array([3e-8])}, ("a",))
+    aggregate = Sum(1, {DELTA: np.array([3e-8])}, ("a",), 1.0, 1)
     _, moved = named(server_learning_rate=10.0).server.step({}, np.ones(1, np.float32), aggregate)
     assert moved[0] == np.float32(1 + 3e-7)
 
 
 def test_a_step_out_of_the_range_of_single_precision_is_infinite_and_no_warning() -> None:
-    aggregate = Sum(1, {DELTA: np.array([1e6, 0.0])}, ("a",))
+    aggregate = Sum(1, {DELTA: np.array([1e6, 0.0])}, ("a",), 1.0, 1)
     _, moved = AddMean(1e38).step({}, np.ones(2, np.float32), aggregate)
     assert moved.tolist() == [math.inf, 1.0]
 

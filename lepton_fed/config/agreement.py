@@ -1,0 +1,37 @@
+"""What a site agrees to before a run, and the coordinator is held to in every ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lepton_fed.config.schema import Privacy, StrategyConf
+from lepton_fed.core.digests import digest_of
+from lepton_fed.core.task import Task
+
+__all__ = ["Agreement"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Everything that decides what a site does in a run; one digest of it is in every ask.
+
+    Args:
+        run: Name of the run.
+        task: What is learned.
+        strategy: Whose site half is run.
+        rounds: Rounds of the run.
+        seed: Seed of the run.
+        privacy: What is protected.
+    """
+
+    run: str
+    task: Task
+    strategy: StrategyConf
+    rounds: int
+    seed: int
+    privacy: Privacy
+
+    @property
+    def digest(self) -> str:
+        """Return the canonical SHA-256 digest, 64 hexadecimal digits."""
+        return digest_of("lepton-fed agreement 1", self)
