@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lepton_fed.cli.screen import AsJson, Overrides, guarded, print_json, stdout
-from lepton_fed.errors import ConfError, DataError, Problem, TaskError
+from lepton_fed.errors import ConfError, Problem
 
 _ENDINGS = {
     ".csv": "csv",
@@ -59,8 +56,7 @@ def predict(
     with guarded(as_json=as_json, loaded=loaded):
         from lepton_fed.data.read import read
 
-        with _own_keys():
-            rows = read(loaded.conf, verified.task.data, with_target=False, key="")
+        rows = read(loaded.conf, verified.task.data, with_target=False, key="")
         predictions = predictions_of(verified, rows.inputs, threads=threads)
         write_predictions(predictions, output)
         if as_json:
@@ -77,16 +73,6 @@ def predict(
         out = stdout()
         out.print(f"verified    version {verified.manifest.version} of run {verified.manifest.run}")
         out.print(f"predicted   {len(predictions)} rows -> {output}", markup=False)
-
-
-@contextmanager
-def _own_keys() -> Iterator[None]:
-    """Name an argument of the reader as the command line does: here it is below no other key."""
-    try:
-        yield
-    except (ConfError, DataError, TaskError) as error:
-        problems = [replace(each, key=each.key.removeprefix(".")) for each in error.problems]
-        raise type(error)(problems) from error
 
 
 def _reader_of(file: Path) -> str:

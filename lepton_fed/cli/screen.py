@@ -171,6 +171,16 @@ def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:
     return [asdict(problem) for problem in problems]
 
 
+class _Plain(logging.Formatter):
+    """The message for a person, with its level where that is worse than a note."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno <= logging.INFO:
+            return text
+        return f"{record.levelname.lower()}: {text}"
+
+
 class _JsonLine(logging.Formatter):
     """One JSON object a record, like the events beside it."""
 
@@ -191,8 +201,7 @@ def _quiet_logs() -> None:
     log = logging.getLogger("lepton_fed")
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        plain = logging.Formatter("%(levelname)s %(message)s")
-        handler.setFormatter(plain if sys.stderr.isatty() else _JsonLine())
+        handler.setFormatter(_Plain() if sys.stderr.isatty() else _JsonLine())
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False

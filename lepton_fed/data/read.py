@@ -47,7 +47,7 @@ def read(
                 "readers",
                 source.reader,
                 source.arguments,
-                key=f"{key}.arguments",
+                key=f"{key}.arguments" if key else "arguments",
                 contract=contract,
                 path=source.path,
                 with_target=with_target,

@@ -90,15 +90,20 @@ def build(tmp_path):
         site.close()
 
 
+KITS = {}  # by task; the coordinator's, of which only layout and first model are looked at
+
+
 def ask(of=TASK, round_number=1, train=True, evaluate=False, privacy=None, **changes):
-    kit = build_kit(of, SEED)
+    if of.digest not in KITS:
+        KITS[of.digest] = build_kit(of, SEED)
+    kit = KITS[of.digest]
     asked = Ask(
         agreement=agreed(of, privacy).digest,
         layout=kit.layout.digest,
         round_number=round_number,
         train=train,
         evaluate=evaluate,
-        vectors={MODEL: kit.initial},
+        vectors={MODEL: kit.initial.copy()},
     )
     return replace(asked, **changes)
 
@@ -668,6 +673,7 @@ from lepton_fed.data.dataset import Dataset
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training.kit import build_kit
 
+site.check_trainable = lambda *given: None  # takes three seconds to import
 site.train = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)
 task = Task(
     data=DataContract(columns=[Column("a")], target=Target(classes=["no", "yes"])),

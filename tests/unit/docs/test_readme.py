@@ -36,8 +36,8 @@ def shown() -> tuple[list[str], str]:
     (block,) = re.findall(r"^```text\n\$ make demo\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     command, *lines = block.splitlines()
     assert command == ".venv/bin/lepton-fed demo --out demo"
-    logged = [line.removeprefix("INFO ") for line in lines if line.startswith("INFO ")]
-    return logged, "\n".join(lines[len(logged) :])
+    table = lines.index("accuracy, alone -> federated")
+    return lines[:table], "\n".join(lines[table:])
 
 
 @pytest.fixture(scope="module")
