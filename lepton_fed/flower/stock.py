@@ -9,9 +9,9 @@ here.
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flwr.serverapp.strategy as stock_strategies
@@ -30,6 +30,7 @@ from lepton_fed.strategies.base import (
     Needs,
     PlainSite,
     ServerState,
+    Stateless,
     Strategy,
     Sum,
 )
@@ -45,27 +46,24 @@ _MODEL = "model"
 
 
 @dataclass(frozen=True)
-class StockServer:
+class StockServer(Stateless):
     """Hands admitted updates to a stock strategy and takes its model.
 
     Args:
-        strategy: The stock strategy; it keeps its own state between rounds.
+        strategy: The stock strategy. It keeps its own state between rounds, so a run works on a
+            copy of it, and a second run starts afresh; no checkpoint holds that state.
         weight_key: Name under which it looks for a reply's weight.
     """
 
     strategy: FlowerStrategy
     weight_key: str = "num-examples"
     needs: Needs = "each"
+    _live: list[FlowerStrategy] = field(default_factory=list, repr=False, compare=False)
 
     def init(self, model: Vector) -> ServerState:
-        """Return no state: a stock strategy keeps its own."""
-        del model
-        return {}
-
-    def sends(self, state: ServerState) -> Mapping[str, Vector]:
-        """Send nothing beside the model."""
-        del state
-        return {}
+        """Take a fresh copy of the stock strategy; there is no state beside it."""
+        self._live[:] = [copy.deepcopy(self.strategy)]
+        return super().init(model)
 
     def step(
         self, state: ServerState, model: Vector, aggregate: Sum | Each
@@ -77,14 +75,15 @@ class StockServer:
         """
         if isinstance(aggregate, Sum):
             raise TypeError("a stock strategy needs single updates")
+        strategy = self._live[0] if self._live else self.strategy
         number, sites = aggregate.round_number, aggregate.contributors
-        if len(sites) < _least_nodes(self.strategy, len(sites)):
+        if len(sites) < _least_nodes(strategy, len(sites)):
             # It would wait for more nodes, for ever.
             _log.warning("strategy.below_minimum round=%s sites=%s", number, len(sites))
             return state, model
         grid = InProcessGrid(ClientApp(), [{} for _ in sites])
         # It may keep the model it sends (the server optimisers do), so it is asked to send it.
-        asks = self.strategy.configure_train(number, _record(model), ConfigRecord(), grid)
+        asks = strategy.configure_train(number, _record(model), ConfigRecord(), grid)
         content = RecordDict({_ARRAYS: ArrayRecord()})
         by_node = {message.metadata.dst_node_id: message for message in asks}
         replies = []
@@ -95,10 +94,10 @@ class StockServer:
             records = RecordDict({_ARRAYS: _record(moved), "metrics": metrics})
             replies.append(Message(records, reply_to=ask))
         try:
-            arrays, _ = self.strategy.aggregate_train(number, replies)
+            arrays, _ = strategy.aggregate_train(number, replies)
         except AppExitException as error:
             raise RunError(
-                Problem("LF5305", f"{type(self.strategy).__name__} cannot aggregate: {error}",
+                Problem("LF5305", f"{type(strategy).__name__} cannot aggregate: {error}",
                         key="strategy.arguments", remedy="another strategy, or other arguments")
             ) from error  # fmt: skip
         if arrays is None:

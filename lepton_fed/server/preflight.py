@@ -10,7 +10,7 @@ from lepton_fed.core.task import Task
 from lepton_fed.export.keys import load_private_key
 from lepton_fed.export.signature import fingerprint
 from lepton_fed.runs.checks import Checklist
-from lepton_fed.server.rounds import plan_encoding
+from lepton_fed.server.intake import plan_encoding
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 

@@ -7,36 +7,30 @@ round with fewer usable updates than the quorum leaves the model as it is.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Rounds
 from lepton_fed.core.exchange import MODEL, Ask, Reply
 from lepton_fed.core.layout import Layout, Vector, vector_digest
-from lepton_fed.core.metrics import CountsSum, MetricsPlan
-from lepton_fed.core.ring import RingEncoding, RingSum
+from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.run_digest import RunDigest
-from lepton_fed.core.task import Task
-from lepton_fed.errors import Problem, RunError, TaskError, UpdateRefused
+from lepton_fed.errors import Problem, RunError, UpdateRefused
 from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import ALL_SITES, RunFolder
-from lepton_fed.server.admission import admit, admit_claims
+from lepton_fed.server.admission import admit_claims
+from lepton_fed.server.intake import SECOND_REPLY, Evaluation, Intake
 from lepton_fed.server.select import select_cohort
-from lepton_fed.server.spill import Spill
-from lepton_fed.strategies.base import Each, ServerState, Strategy, Sum
+from lepton_fed.strategies.base import ServerState, Strategy
 
-__all__ = ["Coordinator", "Outcome", "SiteRecord", "Transport", "plan_encoding"]
+__all__ = ["Coordinator", "Outcome", "SiteRecord", "Transport"]
 
 
 _NOT_ASKED = Problem("LF4407", "it was not asked")
-_SECOND_REPLY = Problem("LF4410", "a second reply to one ask")
 
 
 class Transport(Protocol):
@@ -185,9 +179,9 @@ class Coordinator:
         model: Vector,
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
-        intake = _Intake(self._strategy, self._layout, self._task, number, len(cohort),
+        intake = Intake(self._strategy, self._layout, self._task, number, len(cohort),
                          len(self._sites), self._folder.path / "spill")  # fmt: skip
-        evaluation = _Evaluation(self._plan)
+        evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
         try:
             for reply in transport.exchange(dict.fromkeys(cohort, ask)):
@@ -222,8 +216,8 @@ class Coordinator:
         self,
         reply: Reply,
         cohort: Sequence[str],
-        intake: _Intake,
-        evaluation: _Evaluation,
+        intake: Intake,
+        evaluation: Evaluation,
         number: int,
     ) -> None:
         problem = None if reply.site in cohort else _NOT_ASKED
@@ -264,7 +258,7 @@ class Coordinator:
             "reply.refused", round=number, site=site, code=problem.code, why=problem.what
         )
 
-    def _count(self, reply: Reply, evaluation: _Evaluation, number: int) -> None:
+    def _count(self, reply: Reply, evaluation: Evaluation, number: int) -> None:
         if reply.counts is None:
             return
         complaint = self._plan.complaint(reply.counts)
@@ -278,7 +272,7 @@ class Coordinator:
             return
         evaluation.add(reply.site, reply.counts)
 
-    def _report(self, evaluation: _Evaluation, after_round: int) -> dict[str, float]:
+    def _report(self, evaluation: Evaluation, after_round: int) -> dict[str, float]:
         """Write down what an evaluation says of the model after a round."""
         if not evaluation.sites:
             return {}
@@ -297,12 +291,12 @@ class Coordinator:
         if not self._rounds.evaluate:
             return {}, {}
         number = self._rounds.count
-        evaluation = _Evaluation(self._plan)
+        evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=False)
         for reply in transport.exchange(dict.fromkeys(names, ask)):
             problem = None if reply.site in self._sites else _NOT_ASKED
             if reply.site in evaluation.sites:
-                problem = _SECOND_REPLY
+                problem = SECOND_REPLY
             if problem is None:
                 try:
                     self._note_claims(reply)
@@ -340,109 +334,3 @@ class Coordinator:
 def _update_bytes(reply: Reply) -> int:
     vectors = reply.update.vectors.values() if reply.update else ()
     return sum(vector.nbytes for vector in vectors)
-
-
-def plan_encoding(task: Task, cohort: int) -> RingEncoding:
-    """Return how a round's updates are added.
-
-    Args:
-        task: The task; its bounds decide.
-        cohort: Largest number of updates in a round.
-
-    Raises:
-        TaskError: The ring has no room for the cohort at the task's bounds.
-    """
-    try:
-        # No coordinate exceeds the norm, so the norm's bound is the coordinate's too.
-        return RingEncoding.plan(
-            cohort=cohort,
-            coordinate_bound=task.aggregation.norm_bound,
-            weight_bound=task.aggregation.weight_bound,
-        )
-    except ValueError as error:
-        raise TaskError(
-            Problem("LF3401", str(error), key="task.aggregation.norm_bound",
-                    remedy="a smaller norm_bound, or fewer sites in a round")
-        ) from error  # fmt: skip
-
-
-class _Intake:
-    """The updates of one round, as the strategy needs them: added up, or spilled to disk."""
-
-    def __init__(
-        self,
-        strategy: Strategy,
-        layout: Layout,
-        task: Task,
-        number: int,
-        cohort: int,
-        sites: int,
-        spill: Path,
-    ) -> None:
-        self._sites = sites
-        self._layout = layout
-        self._aggregation = task.aggregation
-        self._number = number
-        self._vectors = tuple(strategy.site.vectors)
-        self._names: set[str] = set()
-        self._spill: Spill | None = None
-        self._sums: dict[str, RingSum] = {}
-        if strategy.server.needs == "each":
-            self._spill = Spill(spill, number, layout.size)
-            return
-        encoding = plan_encoding(task, cohort)
-        self._sums = {name: RingSum(encoding, layout.size) for name in self._vectors}
-
-    @property
-    def contributors(self) -> tuple[str, ...]:
-        return tuple(sorted(self._names))
-
-    def add(self, reply: Reply) -> float:
-        """Admit one reply and add it; return its norm."""
-        update = reply.update
-        if update is None:
-            raise UpdateRefused(Problem("LF4409", "the reply holds no update", where=reply.site))
-        if reply.site in self._names:
-            raise UpdateRefused(_SECOND_REPLY)
-        norm = admit(update, self._layout, self._aggregation, self._vectors, reply.site)
-        if self._spill:
-            self._spill.add(reply.site, update.vectors, update.weight)
-        else:
-            try:
-                for name, total in self._sums.items():
-                    total.add(update.vectors[name], update.weight)
-            except ValueError as error:
-                raise UpdateRefused(Problem("LF4403", str(error), where=reply.site)) from error
-        self._names.add(reply.site)
-        return norm
-
-    def aggregate(self) -> Sum | Each:
-        if self._spill:
-            return self._spill
-        means = {name: total.mean() for name, total in self._sums.items()}
-        encoding = next(iter(self._sums.values())).encoding
-        encoded = next(iter(self._sums.values())).weight
-        weight = math.ldexp(encoded * encoding.weight_bound, -encoding.weight_bits)
-        return Sum(self._number, means, self.contributors, weight, self._sites)
-
-    def close(self) -> None:
-        if self._spill:
-            self._spill.close()
-
-
-class _Evaluation:
-    """Counts of one model: each site's metrics, and the exact sum over all."""
-
-    def __init__(self, plan: MetricsPlan) -> None:
-        self._plan = plan
-        self._sum = CountsSum(plan.size)
-        self.sites: dict[str, dict[str, float]] = {}
-
-    def add(self, site: str, counts: npt.NDArray[np.float64]) -> None:
-        if site in self.sites:
-            return
-        self._sum.add(counts)
-        self.sites[site] = self._plan.values(counts)
-
-    def total(self) -> npt.NDArray[np.float64]:
-        return self._sum.total()

@@ -24,7 +24,8 @@ from lepton_fed.errors import LeptonError, RunError
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
-from lepton_fed.server.rounds import Coordinator, Outcome, plan_encoding
+from lepton_fed.server.intake import plan_encoding
+from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.simulations.open_files import room_for_ledgers
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.strategies.base import Strategy

@@ -33,6 +33,7 @@ __all__ = [
     "ServerState",
     "SiteRule",
     "SiteState",
+    "Stateless",
     "Strategy",
     "Sum",
 ]
@@ -166,6 +167,21 @@ class Strategy:
     name: str
     site: SiteRule
     server: ServerRule
+
+
+@dataclass(frozen=True)
+class Stateless:
+    """The part of a server rule that keeps nothing between rounds and sends only the model."""
+
+    def init(self, model: Vector) -> ServerState:
+        """Return no state."""
+        del model
+        return {}
+
+    def sends(self, state: ServerState) -> Mapping[str, Vector]:
+        """Send nothing beside the model."""
+        del state
+        return {}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ fewer local steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -25,6 +24,7 @@ from lepton_fed.strategies.base import (
     Needs,
     PlainSite,
     ServerState,
+    Stateless,
     Strategy,
     Sum,
 )
@@ -37,7 +37,7 @@ ServerLearningRate = Annotated[
 
 
 @dataclass(frozen=True)
-class AddMean:
+class AddMean(Stateless):
     """Add the weighted mean of the sites' differences to the model.
 
     Args:
@@ -50,16 +50,6 @@ class AddMean:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"server learning rate must be positive, not {self.learning_rate}")
-
-    def init(self, model: Vector) -> ServerState:
-        """Return no state."""
-        del model
-        return {}
-
-    def sends(self, state: ServerState) -> Mapping[str, Vector]:
-        """Send nothing beside the model."""
-        del state
-        return {}
 
     def step(
         self, state: ServerState, model: Vector, aggregate: Sum | Each

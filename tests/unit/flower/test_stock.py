@@ -232,6 +232,9 @@ def test_arguments_that_it_refuses_are_a_located_error(
 class Watching(stock.FedAvg):
     """A stock strategy that remembers what it was shown."""
 
+    def __deepcopy__(self, memo: object) -> Watching:
+        return self  # the test looks at what this very object was shown
+
     def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_available_nodes=1)
         self.shown: list[np.ndarray[Any, Any]] = []
@@ -301,3 +304,10 @@ def test_a_stock_strategy_runs_under_our_round_loop(tmp_path: Path) -> None:
     np.testing.assert_allclose(outcome.model, 1.5, rtol=1e-6)  # sites end at 0, 1, 2 and 3
     closed = [e for e in events if e["event"] == "round.closed"]
     assert [e["sites"] for e in closed] == [["a", "b", "c", "d"]] * 2
+
+
+def test_one_object_used_for_two_runs_starts_afresh(tmp_path: Path) -> None:
+    strategy = from_flower(stock.FedAdam(eta=0.1))
+    first, _ = coordinated(strategy, {}, tmp_path / "first")
+    second, _ = coordinated(strategy, {}, tmp_path / "second")
+    assert first.digest == second.digest

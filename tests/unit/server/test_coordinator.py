@@ -18,7 +18,7 @@ from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.run_digest import RunDigest
 from lepton_fed.errors import RunError, TaskError
 from lepton_fed.runs.files import read_tensors
-from lepton_fed.server.rounds import plan_encoding
+from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.select import select_cohort
 from lepton_fed.strategies.base import DELTA, Each, PlainSite, Strategy, Sum
 from lepton_fed.strategies.fedavg import AddMean

@@ -80,6 +80,9 @@ def test_a_model_that_was_changed_is_not_exported(load, key):
     changed[-1] ^= 1
     path.write_bytes(changed)
     assert refusal(RunError, done, loaded, key) == "LF5207"
+    for broken in (b"", whole[:50], b"\xff" + whole[1:], whole + b"\0"):
+        path.write_bytes(broken)
+        assert refusal(RunError, done, loaded, key) == "LF5203"
     path.unlink()
     assert refusal(RunError, done, loaded, key) == "LF5202"
 
