@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -53,7 +53,7 @@ def stdout() -> Console:
     """Return the console that results go to."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -171,6 +171,18 @@ def _plain(problems: Sequence[Problem]) -> list[dict[str, str]]:
     return [asdict(problem) for problem in problems]
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to stderr as it is at the time: a progress line on a terminal takes it over."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        del value
+
+
 class _Plain(logging.Formatter):
     """The message for a person, with its level where that is worse than a note."""
 
@@ -200,7 +212,7 @@ def _quiet_logs() -> None:
     """Send lepton-fed's own log to stderr, plainly, and keep libraries' chatter out."""
     log = logging.getLogger("lepton_fed")
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         handler.setFormatter(_Plain() if sys.stderr.isatty() else _JsonLine())
         log.addHandler(handler)
         log.setLevel(logging.INFO)

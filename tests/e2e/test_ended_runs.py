@@ -85,8 +85,11 @@ def test_nobody_who_watches_can_end_a_run(project: Path, closed: str) -> None:
 def stopped(project: Path, how: signal.Signals) -> tuple[int, str]:
     """Start a long run and stop it as soon as its first round is closed."""
     process: Any = subprocess.Popen(
-        [*SIMULATE, "rounds.count=100000"], cwd=project, stderr=subprocess.PIPE,
+        # Few enough rounds to end by themselves if nothing stops them; and a parent that ignores
+        # Ctrl-C, as a shell does for what it runs in the background, must not hand that down.
+        [*SIMULATE, "rounds.count=1000"], cwd=project, stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     with process:
         for line in process.stderr:
