@@ -171,9 +171,7 @@ class Site:
                 "task": kit.task.digest,
             }
             self._ledger.charge(self._noise.round_event, about)
-            private = PrivateTraining(
-                record.clip, self._noise.noise_multiplier, record.engine, self._entropy
-            )
+            private = PrivateTraining(record.clip, self._noise.noise_multiplier, self._entropy)
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)

@@ -39,6 +39,11 @@ def _target(target: Target) -> Iterator[Problem]:
                 remedy="leave them out, or set target.kind to classes",
             )
         yield from _range(target.minimum, target.maximum, key, "LF1061")
+        for name in ("minimum", "maximum"):
+            value = getattr(target, name)
+            if value is not None and abs(value) > _LARGEST:
+                what = f"{name} {value:g} is beyond what a float32 target can be"
+                yield Problem("LF1061", what, key=f"{key}.{name}", remedy=f"at most {_LARGEST:g}")
         return
     yield from distinct(target.classes, f"{key}.classes", "LF1061", "class")
     if len(set(target.classes)) < 2:

@@ -76,9 +76,6 @@ class RecordPrivacy:
     clip: float = setting(
         1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
     )
-    engine: Literal["hooks", "ghost"] = setting(
-        "hooks", "Opacus engine: hooks (per-sample gradients) or ghost (norms first, less memory)."
-    )
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class MetricsPlan:
             return np.concatenate([head, confusion.astype(np.float64)])
         # In double precision: single overflows where two logits are 89 apart.
         margin = outputs[:, 0].astype(np.float64) - outputs[:, 1]
-        score = 1.0 / (1.0 + np.exp(np.clip(margin, -700, 700)))
+        # NaN is nobody's score; the loss is NaN then too, and the counts are refused for it.
+        score = 1.0 / (1.0 + np.exp(np.clip(np.nan_to_num(margin), -700, 700)))
         bins = np.minimum((score * SCORE_BINS).astype(np.int64), SCORE_BINS - 1)
         histogram = np.bincount(codes * SCORE_BINS + bins, minlength=2 * SCORE_BINS)
         return np.concatenate([head, confusion.astype(np.float64), histogram.astype(np.float64)])
@@ -175,14 +176,14 @@ class MetricsPlan:
         spread = total_squares - total * total / rows
         if spread <= _LEAST_SPREAD * total_squares:
             return 0.0  # R2 is left out
-        return squares / spread * (total_squares / spread) * 2.0**-50
+        return squares / spread * (total_squares / spread) * 2.0**-48
 
     def _number_values(self, counts: Counts) -> dict[str, float]:
         rows, squares, absolute, total, total_squares = (float(c) for c in counts[:5])
         spread = total_squares - total * total / rows
         # Targets that are all the same explain nothing; what is left of them is rounding.
         r2 = 1.0 - squares / spread if spread > _LEAST_SPREAD * total_squares else math.nan
-        mse = squares / rows * self.scale**2
+        mse = squares / rows * self.scale * self.scale
         return {"loss": mse, "mae": absolute / rows * self.scale, "r2": r2}
 
     def _class_values(self, counts: Counts) -> dict[str, float]:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lepton_fed.config import plugins
 from lepton_fed.core.layout import Layout, Rule, Vector
 from lepton_fed.core.task import ModelSpec, Task
-from lepton_fed.errors import Problem, TaskError
+from lepton_fed.errors import LeptonError, Problem, TaskError
 
 __all__ = [
     "build_model",
@@ -82,12 +82,12 @@ def _outline(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module | None:
         with warnings.catch_warnings(), torch.device("meta"):
             warnings.simplefilter("ignore")
             return _construct(task, shape, seed)
-    except (ValueError, MemoryError):
-        return None  # building it in earnest tells what is wrong, if anything is
-    except (TypeError, RuntimeError) as error:
-        if "overflow" in str(error).lower():
+    except LeptonError:
+        raise
+    except Exception as error:
+        if isinstance(error, (TypeError, RuntimeError)) and "overflow" in str(error).lower():
             raise ValueError("a tensor of the model has more bytes than can be counted") from error
-        return None
+        return None  # building it in earnest tells what is wrong, if anything is
 
 
 def _construct(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module:

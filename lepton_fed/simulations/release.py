@@ -12,7 +12,7 @@ from lepton_fed.data.read import read
 from lepton_fed.errors import Problem, RunError, TaskError, quoted
 from lepton_fed.export.keys import load_private_key
 from lepton_fed.export.release import ExportReport, export_model
-from lepton_fed.runs.files import write_atomic
+from lepton_fed.runs.files import reading, write_atomic
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.training.kit import build_kit
 
@@ -68,7 +68,8 @@ def export_run(
     module = kit.predictor(model)
     weights = {name: value.detach().numpy() for name, value in kit.model.state_dict().items()}
     examples = read(conf.sites.source, conf.task.data).inputs
-    chosen = version or next_version(folder.path.parent, conf.task.digest)
+    following = next_version(folder.path.parent, conf.task.digest)  # also: it can be read
+    chosen = version or following
     report = export_model(
         task=conf.task,
         summary=summary,
@@ -106,8 +107,13 @@ def _versions(root: Path) -> dict[str, int]:
     path = root / _VERSIONS
     if not path.exists():
         return {}
+    with reading(path):
+        content = path.read_bytes()
     try:
-        return decode(dict[str, int], strict_json(path.read_bytes()))
+        found = decode(dict[str, int], strict_json(content))
+        if any(version < 1 for version in found.values()):
+            raise ValueError("a version is below 1")
+        return found
     except ValueError as error:
         raise RunError(
             Problem("LF5208", f"the versions of earlier bundles cannot be read: {error}",

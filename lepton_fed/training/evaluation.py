@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.metrics import CountsSum, MetricsPlan
 from lepton_fed.core.task import Task
 from lepton_fed.training.local import LocalRows
 from lepton_fed.training.numeric import arranged, autocast, numeric_settings
@@ -32,7 +32,7 @@ def evaluate(
     Returns:
         ``[plan.size]`` float64.
     """
-    counts = np.zeros(plan.size, dtype=np.float64)
+    total = CountsSum(plan.size)
     was_training = model.training
     model.eval()
     try:
@@ -43,7 +43,7 @@ def evaluate(
                 with autocast(task.numeric, device):
                     outputs = model(inputs[part])
                 truth = rows.targets[part].cpu().numpy()
-                counts += plan.measure(outputs.float().cpu().numpy(), truth)
+                total.add(plan.measure(outputs.float().cpu().numpy(), truth))
     finally:
         model.train(was_training)
-    return counts
+    return total.total()

@@ -15,7 +15,7 @@ from lepton_fed.core.layout import Layout
 from lepton_fed.core.seeds import derive_seed
 from lepton_fed.core.task import Schedule, Task, TrainingSpec
 from lepton_fed.errors import Problem, RunError, TaskError
-from lepton_fed.privacy.dp.engine import DpSgd, Engine
+from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
 from lepton_fed.strategies.base import SiteRule
@@ -81,13 +81,11 @@ class PrivateTraining:
     Args:
         clip: Euclidean norm to which a record's gradient is clipped.
         noise_multiplier: Standard deviation of the noise over ``clip``.
-        engine: ``hooks`` or ``ghost``.
         entropy: The site's own entropy, for sampling and noise.
     """
 
     clip: float
     noise_multiplier: float
-    engine: Engine
     entropy: Entropy
 
 
@@ -300,7 +298,6 @@ def _backward(
             clip=private.clip,
             noise_multiplier=private.noise_multiplier,
             expected_batch=min(task.training.batch_size, rows),
-            engine=private.engine,
             entropy=private.entropy,
         ) as engine:
             yield engine.gradient

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.errors import Problem, TaskError
@@ -17,6 +20,7 @@ from lepton_fed.training.local import check_private, record_losses, steps_of
 
 __all__ = ["NoisePlan", "check_trainable", "plan_noise"]
 
+_PROBES = 3
 _MOST_STEPS = 10_000_000  # beyond it composing the privacy loss takes minutes
 
 
@@ -81,49 +85,87 @@ def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> N
 
 
 def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
-    """Check that a task can be trained with record-level DP, by a step on two made-up records.
+    """Check that a task can be trained with record-level DP, by steps on made-up records.
+
+    They are taken by a copy of the model with made-up weights. The clipped sum must be the one that
+    plain backward passes give, one record at a time: a layer whose per-record gradient is not what
+    it seems is found here, and not by what it lets out.
 
     Args:
         kit: The task's kit.
-        record: The engine and the clipping norm.
+        record: The clipping norm.
         devices: Number of devices that one site trains on.
 
     Raises:
-        TaskError: The model mixes records or the engine cannot handle a layer of it, or the task's
-            precision, weights or devices do not go with DP.
+        TaskError: The model mixes records or has a layer without per-record gradients, or the
+            task's precision, weights or devices do not go with DP.
     """
-    task, model = kit.task, kit.model
-    check_private(task, devices)
+    check_private(kit.task, devices)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2, *kit.shape, generator=generator)
+    model = _made_up(kit.model, generator)
+    inputs = torch.randn(_PROBES, *kit.shape, generator=generator)
     check_model(model, inputs)
-    kind = torch.int64 if task.data.target.kind == "classes" else torch.float32
-    targets = torch.zeros(2, dtype=kind)
-    was_training = model.training
-    model.train()
+    losses = record_losses(kit.task)
+    kind = torch.int64 if kit.task.data.target.kind == "classes" else torch.float32
+    targets = torch.zeros(_PROBES, dtype=kind)
+    wanted = _flat(_one_by_one(model, losses, inputs, targets, record.clip))
     try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            DpSgd(
-                model,
-                record_losses(task),
-                clip=record.clip,
-                noise_multiplier=0.0,
-                expected_batch=1,
-                engine=record.engine,
-                entropy=Entropy(bytes(32)),  # draws nothing: no noise, no sampling
-            ) as engine,
-        ):
-            engine.clipped_sum(inputs, targets)
+        with DpSgd(
+            model,
+            losses,
+            clip=record.clip,
+            noise_multiplier=0.0,
+            expected_batch=1,
+            entropy=Entropy(bytes(32)),  # draws nothing: no noise, no sampling
+        ) as engine:
+            for _ in range(2):  # a second step finds what the first one left
+                found = _flat(engine.clipped_sum(inputs, targets))
+                if float((found - wanted).norm()) > 1e-3 * float(wanted.norm()):
+                    raise NotImplementedError("its per-record gradients are not what they seem")
     except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
         raise TaskError(
             Problem(
                 "LF3306",
-                f"the {record.engine} engine cannot train this model: {error}",
-                key="privacy.record.engine",
-                remedy="the other engine (hooks or ghost), or a model without that layer",
+                f"Opacus cannot clip this model's gradients record by record: {error}",
+                key="task.model",
+                remedy="use each parameter only through the layer that holds it",
             )
         ) from error
-    finally:
-        model.train(was_training)
-        model.zero_grad(set_to_none=True)
+
+
+def _made_up(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Return a copy with random weights, in training mode but for dropout."""
+    other = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    for module in other.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    return other
+
+
+def _one_by_one(
+    model: nn.Module,
+    losses: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    clip: float,
+) -> list[Tensor]:
+    """Return the sum of the records' clipped gradients, by a backward pass for each."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sums = [torch.zeros_like(p) for p in parameters]
+    for record in range(len(inputs)):
+        part = slice(record, record + 1)
+        loss = losses(model(inputs[part]), targets[part]).sum()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+        for total, gradient in zip(sums, gradients, strict=True):
+            if gradient is not None:
+                total.add_(factor * gradient)
+    return sums
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])

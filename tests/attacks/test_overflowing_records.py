@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,16 +22,15 @@ from lepton_fed.config.schema import Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.core.task import Column, DataContract, ModelSpec, Target, Task, TrainingSpec
 from lepton_fed.data.dataset import Dataset
-from lepton_fed.privacy.dp.engine import DpSgd, Engine
+from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training.kit import build_kit
 
 CLIP = 0.5
-ENGINES: tuple[Engine, ...] = ("hooks", "ghost")
 
 
-def clipped(model: nn.Module, engine: Engine, inputs: torch.Tensor) -> torch.Tensor:
+def clipped(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     targets = torch.zeros(len(inputs), dtype=torch.int64)
     with DpSgd(
         model,
@@ -40,13 +38,11 @@ def clipped(model: nn.Module, engine: Engine, inputs: torch.Tensor) -> torch.Ten
         clip=CLIP,
         noise_multiplier=0.0,
         expected_batch=1,
-        engine=engine,
         entropy=Entropy(bytes(32)),
     ) as private:
         return torch.cat([part.flatten() for part in private.clipped_sum(inputs, targets)])
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @given(
     exponents=st.lists(st.integers(-5, 38), min_size=4, max_size=4),
     seed=st.integers(0, 1000),
@@ -54,7 +50,7 @@ def clipped(model: nn.Module, engine: Engine, inputs: torch.Tensor) -> torch.Ten
 )
 @settings(max_examples=60, deadline=None)
 def test_one_record_changes_the_sum_by_at_most_the_clip_whatever_the_weights(
-    engine: Engine, exponents: list[int], seed: int, last: float
+    exponents: list[int], seed: int, last: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -64,23 +60,22 @@ def test_one_record_changes_the_sum_by_at_most_the_clip_whatever_the_weights(
             parameter.clamp_(-3e38, 3e38)
     inputs = torch.randn(5, 3, generator=generator)
     inputs[4] *= last
-    with_record = clipped(model, engine, inputs)
-    without = clipped(model, engine, inputs[:4])
+    with_record = clipped(model, inputs)
+    without = clipped(model, inputs[:4])
     assert with_record.isfinite().all()
     assert without.isfinite().all()
     assert float((with_record - without).norm()) <= CLIP * (1 + 1e-4)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_model_that_overflows_on_one_record_gets_an_update_all_the_same(
-    engine: Engine, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     task = Task(
         data=DataContract(columns=[Column("a"), Column("b")], target=Target(classes=["n", "y"])),
         model=ModelSpec("mlp", {"hidden": [2]}),
         training=TrainingSpec(batch_size=40, learning_rate=0.1),
     )
-    privacy = Privacy(RecordPrivacy(enabled=True, epsilon=8.0, delta=1e-3, engine=engine))
+    privacy = Privacy(RecordPrivacy(enabled=True, epsilon=8.0, delta=1e-3))
     agreement = Agreement("run", task, StrategyConf(), 1, 1, privacy)
     kit = build_kit(task, 1)
     crafted = kit.initial.copy()

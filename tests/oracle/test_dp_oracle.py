@@ -23,7 +23,6 @@ from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training import local
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, record_losses, train
 
-ENGINES = ["hooks", "ghost"]
 CPU = torch.device("cpu")
 KEY = bytes(range(32))
 
@@ -45,14 +44,13 @@ def rows(of, count, scale=3.0):
     return LocalRows(inputs, torch.randint(of.outputs, (count,), generator=draws))
 
 
-def engine(model, of, kind="hooks", clip=1.0, noise=0.0, expected=8, entropy=None):
+def engine(model, of, clip=1.0, noise=0.0, expected=8, entropy=None):
     return DpSgd(
         model,
         record_losses(of),
         clip=clip,
         noise_multiplier=noise,
         expected_batch=expected,
-        engine=kind,
         entropy=entropy or Entropy(KEY),
     )
 
@@ -92,8 +90,8 @@ def weights_of(of, data, private, moment=None, augment=None):
     return read_vector(model, layout)
 
 
-def private(noise=1.0, clip=1.0, kind="hooks", entropy=None):
-    return PrivateTraining(clip, noise, kind, entropy or Entropy.from_system())
+def private(noise=1.0, clip=1.0, entropy=None):
+    return PrivateTraining(clip, noise, entropy or Entropy.from_system())
 
 
 @st.composite
@@ -115,29 +113,27 @@ def problems(draw):
     return of, rows(of, draw(st.integers(1, 9))), draw(st.sampled_from([0.5, 2.0, 50.0]))
 
 
-@pytest.mark.parametrize("kind", ENGINES)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(problems())
-def test_the_clipped_sum_equals_that_of_one_record_at_a_time(kind, problem):
+def test_the_clipped_sum_equals_that_of_one_record_at_a_time(problem):
     of, data, clip = problem
     model = build_model(of, tuple(of.data.shape), seed=2).train()
     reference, norms = one_by_one(model, of, data, clip)
-    with engine(model, of, kind, clip) as dp:
+    with engine(model, of, clip) as dp:
         found = flat(dp.clipped_sum(data.inputs, data.targets)).double()
     # Relative to what was added: in the sum, records cancel.
     assert float((found - reference).norm()) <= 1e-5 * np.minimum(norms, clip).sum()
 
 
-@pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
-def test_one_record_moves_the_sum_by_the_clip_at_most(kind, model):
+def test_one_record_moves_the_sum_by_the_clip_at_most(model):
     of = task(model)
     data = rows(of, 9, scale=50.0)
     built = build_model(of, (1, 6, 6), seed=2).train()
     for clip in (0.01, 1.0):
         _, norms = one_by_one(built, of, data, clip)
         assert (norms > clip).sum() >= 4, "the bound must matter"
-        with engine(built, of, kind, clip) as dp:
+        with engine(built, of, clip) as dp:
             whole = flat(dp.clipped_sum(data.inputs, data.targets)).double()
             for left_out in range(9):
                 kept = [n for n in range(9) if n != left_out]
@@ -148,24 +144,22 @@ def test_one_record_moves_the_sum_by_the_clip_at_most(kind, model):
                 assert float((whole - rest).norm()) <= clip * (1 + 1e-4)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_frozen_tensors_are_neither_in_the_norm_nor_in_the_sum(kind):
+def test_frozen_tensors_are_neither_in_the_norm_nor_in_the_sum():
     of = task(frozen=["1.*"])
     model = build_model(of, (1, 6, 6), seed=2).train()
     data = rows(of, 6)
     reference, norms = one_by_one(model, of, data, 9.5)
     assert 0 < (norms > 9.5).sum() < 6
-    with engine(model, of, kind, clip=9.5) as dp:
+    with engine(model, of, clip=9.5) as dp:
         found = flat(dp.clipped_sum(data.inputs, data.targets)).double()
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_batches_of_any_size_follow_each_other(kind):
+def test_batches_of_any_size_follow_each_other():
     of = task("cnn")
     model = build_model(of, (1, 6, 6), seed=2).train()
     data = rows(of, 9)
-    with engine(model, of, kind) as dp:
+    with engine(model, of) as dp:
         for count in (3, 9, 1, 5):
             part = LocalRows(data.inputs[:count], data.targets[:count])
             reference, _ = one_by_one_without_hooks(of, model, part)
@@ -179,10 +173,9 @@ def one_by_one_without_hooks(of, model, data):
     return one_by_one(twin, of, data, 1.0)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
 @pytest.mark.parametrize("broken", [[2], [0, 4], [0, 1, 2, 3, 4]])
-def test_a_record_whose_gradient_overflows_counts_as_zero(kind, value, broken):
+def test_a_record_whose_gradient_overflows_counts_as_zero(value, broken):
     """A NaN in the sum would tell whoever chose the weights that the record is there."""
     of = task()
     model = build_model(of, (1, 6, 6), seed=2).train()
@@ -192,7 +185,7 @@ def test_a_record_whose_gradient_overflows_counts_as_zero(kind, value, broken):
     kept = [n for n in range(5) if n not in broken]
     reference, _ = one_by_one(model, of, LocalRows(data.inputs[kept], data.targets[kept]), 1.0)
     data.inputs[broken] = value
-    with engine(model, of, kind) as dp:
+    with engine(model, of) as dp:
         found = flat(dp.clipped_sum(data.inputs, data.targets)).double()
         torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-6)
         # And the next batch is as if there had been none like it.
@@ -202,8 +195,7 @@ def test_a_record_whose_gradient_overflows_counts_as_zero(kind, value, broken):
             torch.testing.assert_close(again, reference, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_a_parameter_that_the_loss_ignores_gets_noise_alone(kind):
+def test_a_parameter_that_the_loss_ignores_gets_noise_alone():
     class Idle(nn.Module):
         def __init__(self):
             super().__init__()
@@ -215,7 +207,7 @@ def test_a_parameter_that_the_loss_ignores_gets_noise_alone(kind):
     of, model = task(), Idle().train()
     data = rows(of, 5)
     reference, _ = one_by_one(model.head, of, LocalRows(data.inputs.flatten(1), data.targets), 1.0)
-    with engine(model, of, kind, noise=2.0, expected=1) as dp:
+    with engine(model, of, noise=2.0, expected=1) as dp:
         found = flat(dp.clipped_sum(data.inputs, data.targets)).double()
         dp.gradient(data.inputs, data.targets)
     assert not found[:6].any()
@@ -234,14 +226,13 @@ def traces(model):
     )
 
 
-@pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_nothing_of_the_engine_stays_on_the_model(kind, model):
+def test_nothing_of_the_engine_stays_on_the_model(model):
     of = task(model)
     built, untouched = (build_model(of, (1, 6, 6), seed=2).train() for _ in range(2))
     before = traces(built)
     data = rows(of, 9)
-    with engine(built, of, kind) as dp:
+    with engine(built, of) as dp:
         dp.gradient(data.inputs, data.targets)
         assert traces(built) != before
     assert traces(built) == before
@@ -252,25 +243,23 @@ def test_nothing_of_the_engine_stays_on_the_model(kind, model):
     assert torch.equal(gradient_of(built), gradient_of(untouched))
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_a_pass_that_breaks_off_leaves_nothing_behind(kind):
+def test_a_pass_that_breaks_off_leaves_nothing_behind():
     of = task("cnn")
     model = build_model(of, (1, 6, 6), seed=2).train()
     before, data = traces(model), rows(of, 9)
-    dp = engine(model, of, kind)
+    dp = engine(model, of)
     dp._loss = lambda outputs, targets: [][0]
     with pytest.raises(IndexError), dp:
         dp.clipped_sum(data.inputs, data.targets)
     assert traces(model) == before
     reference, _ = one_by_one(model, of, data, 1.0)
-    with engine(model, of, kind) as again:
+    with engine(model, of) as again:
         for count in (4, 9):
             found = flat(again.clipped_sum(data.inputs[:count], data.targets[:count])).double()
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_a_model_s_own_activations_are_not_taken_for_leftovers(kind):
+def test_a_model_s_own_activations_are_not_taken_for_leftovers():
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -282,29 +271,27 @@ def test_a_model_s_own_activations_are_not_taken_for_leftovers(kind):
 
     of, model = task(), Own().train()
     data = rows(of, 5)
-    with engine(model, of, kind) as dp:
+    with engine(model, of) as dp:
         dp.gradient(data.inputs, data.targets)
     assert model(data.inputs).shape == (5, 3)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_an_empty_batch_adds_noise_and_nothing_else(kind):
+def test_an_empty_batch_adds_noise_and_nothing_else():
     of = task()
     model = build_model(of, (1, 6, 6), seed=2).train()
     size = sum(p.numel() for p in model.parameters())
-    with engine(model, of, kind, clip=0.5, noise=2.0, expected=4) as dp:
+    with engine(model, of, clip=0.5, noise=2.0, expected=4) as dp:
         dp.gradient(torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.int64))
     noise = torch.from_numpy(Entropy(KEY).normal(size))
     torch.testing.assert_close(gradient_of(model), noise * 2.0 * 0.5 / 4, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_the_sum_is_divided_by_the_expected_batch_not_by_the_drawn_one(kind):
+def test_the_sum_is_divided_by_the_expected_batch_not_by_the_drawn_one():
     of = task()
     model = build_model(of, (1, 6, 6), seed=2).train()
     for drawn in (2, 9):
         data = rows(of, drawn)
-        with engine(model, of, kind, expected=5) as dp:
+        with engine(model, of, expected=5) as dp:
             total = flat(dp.clipped_sum(data.inputs, data.targets))
             dp.gradient(data.inputs, data.targets)
         torch.testing.assert_close(gradient_of(model), total / 5)
@@ -338,8 +325,7 @@ def test_noise_is_added_to_what_a_step_applies():
     assert with_noise.std() == pytest.approx(0.1 * 1e4 * 1e-4 / 20, rel=0.1)
 
 
-@pytest.mark.parametrize("kind", ENGINES)
-def test_private_training_cannot_be_seeded_and_plain_training_can(kind):
+def test_private_training_cannot_be_seeded_and_plain_training_can():
     of, data = task(), rows(task(), 40)
 
     def run(how):
@@ -348,7 +334,7 @@ def test_private_training_cannot_be_seeded_and_plain_training_can(kind):
             np.random.seed(0)  # noqa: NPY002 - what an attacker would try
             return weights_of(of, data, how() if how else None)
 
-    assert not np.array_equal(run(lambda: private(1.0, kind=kind)), run(lambda: private(1.0)))
+    assert not np.array_equal(run(lambda: private(1.0)), run(lambda: private(1.0)))
     assert run(None).tobytes() == run(None).tobytes()
 
 
@@ -368,12 +354,6 @@ def test_the_same_entropy_gives_the_same_private_model():
     of, data = task(), rows(task(), 40)
     one, two = (weights_of(of, data, private(entropy=Entropy(KEY))) for _ in range(2))
     assert one.tobytes() == two.tobytes()
-
-
-def test_both_engines_train_the_same_model():
-    of, data = task("cnn"), rows(task(), 40)
-    one, two = (weights_of(of, data, private(kind=k, entropy=Entropy(KEY))) for k in ENGINES)
-    np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
 
 
 def test_a_batch_larger_than_the_site_divides_by_the_site_s_rows():

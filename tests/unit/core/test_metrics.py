@@ -304,3 +304,11 @@ def test_metrics_of_numbers_are_those_of_the_pooled_rows_whatever_the_range(widt
     exact = 1 - ((found - truth) ** 2).sum() / spread
     bound = plan.error_bounds(total.total()).get("r2", 1e-6)
     assert abs(values["r2"] - exact) <= bound
+
+
+def test_outputs_that_are_not_finite_are_counted_and_then_refused() -> None:
+    plan = classes_plan(2)
+    assert "auc" in plan.names
+    with np.errstate(invalid="ignore"):
+        counts = plan.measure(np.full((3, 2), np.nan), np.array([0, 1, 1]))
+    assert plan.complaint(counts) == "counts are not finite"

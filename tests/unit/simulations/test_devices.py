@@ -141,10 +141,9 @@ def test_bf16_on_a_gpu_is_near_float32():
 
 @pytest.mark.gpu
 @gpus(1)
-@pytest.mark.parametrize("engine", ["hooks", "ghost"])
-def test_a_gpu_trains_privately_what_the_cpu_trains(engine):
+def test_a_gpu_trains_privately_what_the_cpu_trains():
     def run(devices):
-        private = PrivateTraining(1.0, 0.8, engine, Entropy(bytes(32)))
+        private = PrivateTraining(1.0, 0.8, Entropy(bytes(32)))
         return trained(task("cnn"), devices, private)
 
     np.testing.assert_allclose(run(devices_of("cuda")), run([CPU]), rtol=0, atol=2e-3)

@@ -117,3 +117,30 @@ def test_a_model_with_tensors_of_its_sites_is_not_exported(load, key):
     loaded = load("task.model.local=['1.bias']")
     done = simulate(loaded)
     assert refusal(TaskError, done, loaded, key) == "LF3402"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 0}', '{"a": -5}', '{"a": "2"}', None])
+def test_versions_that_cannot_be_read_stop_an_export_before_anything_is_written(
+    load, key, tmp_path, content
+):
+    loaded = load()
+    done = simulate(loaded)
+    versions = done.folder.path.parent / "versions.json"
+    if content is None:
+        versions.mkdir()
+    else:
+        versions.write_text(content)
+    for version in (None, 5):
+        with pytest.raises(RunError):
+            export_run(done.folder, loaded.conf, key=key, target=tmp_path / "out", version=version)
+    assert not (tmp_path / "out").exists()
+
+
+def test_versions_count_wherever_the_bundles_went(load, key, tmp_path):
+    loaded = load()
+    done = simulate(loaded)
+    found = [
+        export_run(done.folder, loaded.conf, key=key, target=tmp_path / name, version=version)
+        for name, version in (("a", None), ("b", None), ("c", 7), ("d", 2), ("e", None))
+    ]
+    assert [report.bundle.manifest.version for report in found] == [1, 2, 7, 2, 8]

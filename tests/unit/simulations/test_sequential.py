@@ -266,9 +266,8 @@ def test_a_wrong_conf_leaves_no_run_behind(load, tmp_path, overrides, kind, code
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("engine", ["hooks", "ghost"])
-def test_a_private_run_spends_its_target_at_every_site(load, private, engine):
-    done = simulate(load(*private, f"privacy.record.engine={engine}"))
+def test_a_private_run_spends_its_target_at_every_site(load, private):
+    done = simulate(load(*private))
     for rows, site in zip(done.population, done.summary.sites, strict=True):
         count = len(rows.training)
         steps = round(count / 32)
