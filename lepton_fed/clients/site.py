@@ -19,7 +19,13 @@ from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Vector
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import DataError, LeptonError, Problem, Refused, RunError
-from lepton_fed.models.build import local_tensors, read_vector, write_local, write_vector
+from lepton_fed.models.build import (
+    frozen_buffers,
+    local_tensors,
+    read_vector,
+    write_local,
+    write_vector,
+)
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.strategies.base import SiteRule, SiteState
@@ -187,6 +193,7 @@ class Site:
             private=private,
             augment=kit.augment,
         )
+        self._check_frozen(model)
         delta = read_vector(model, kit.layout)
         delta -= received
         vectors, self._state = self._rule.update(
@@ -195,6 +202,18 @@ class Site:
         self._local = local_tensors(model, kit.layout)
         self._newest_round = ask.round_number
         return Update(kit.layout.digest, vectors, self._weight())
+
+    def _check_frozen(self, model: torch.nn.Module) -> None:
+        """Refuse a model that changed a buffer it shares with everybody, and put it back."""
+        now = frozen_buffers(model, self._kit.layout)
+        for name, value in self._kit.frozen_buffers.items():
+            if now[name].tobytes() != value.tobytes():
+                write_local(model, self._kit.frozen_buffers)
+                raise RunError(
+                    Problem("LF5102", f"training changed buffer {name!r}, which is the same at all "
+                            "sites", key="task.model.local",
+                            remedy=f"task.model.local: [{name}] keeps it at each site")
+                )  # fmt: skip
 
     def _weight(self) -> float:
         aggregation = self._kit.task.aggregation

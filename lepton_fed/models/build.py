@@ -20,6 +20,7 @@ from lepton_fed.errors import LeptonError, Problem, TaskError
 
 __all__ = [
     "build_model",
+    "frozen_buffers",
     "layout_of",
     "local_tensors",
     "read_vector",
@@ -235,6 +236,15 @@ def local_tensors(model: nn.Module, layout: Layout) -> dict[str, npt.NDArray[np.
     return {e.name: state[e.name].cpu().numpy().copy() for e in layout.of_rule("local")}
 
 
+def frozen_buffers(model: nn.Module, layout: Layout) -> dict[str, npt.NDArray[np.generic]]:
+    """Return copies of the buffers that no training may change, by name."""
+    frozen = {entry.name for entry in layout.of_rule("frozen")}
+    found = {name: value for name, value in _buffers(model) if name in frozen}
+    # numpy has no bfloat16; float32 holds every value of it.
+    return {n: (v.float() if v.dtype == torch.bfloat16 else v).cpu().numpy().copy()
+            for n, v in found.items()}  # fmt: skip
+
+
 def write_local(model: nn.Module, values: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Set tensors that stay at their site.
 
@@ -248,7 +258,7 @@ def write_local(model: nn.Module, values: Mapping[str, npt.NDArray[np.generic]])
 
 
 def _assign(tensor: torch.Tensor, value: npt.NDArray[np.generic]) -> None:
-    if tensor.device.type == "cpu":
+    if tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16:
         # Through numpy: a vector as received is read-only, which torch cannot wrap.
         np.copyto(tensor.detach().numpy(), value)
     else:

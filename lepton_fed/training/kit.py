@@ -24,6 +24,7 @@ from lepton_fed.data.dataset import Dataset
 from lepton_fed.data.preprocessing import build_preprocessing
 from lepton_fed.models.build import (
     build_model,
+    frozen_buffers,
     layout_of,
     local_tensors,
     read_vector,
@@ -50,6 +51,7 @@ class TaskKit:
         plan: What is counted in an evaluation.
         initial: The model before the first round, ``[layout.size]`` float32.
         initial_local: Tensors that stay at their site, as they are before its first round.
+        frozen_buffers: Buffers that no training may change.
     """
 
     task: Task
@@ -61,6 +63,7 @@ class TaskKit:
     plan: MetricsPlan
     initial: Vector
     initial_local: Mapping[str, npt.NDArray[np.generic]]
+    frozen_buffers: Mapping[str, npt.NDArray[np.generic]]
     _copies: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     def model_on(self, device: torch.device) -> nn.Module:
@@ -127,4 +130,5 @@ def build_kit(task: Task, seed: int) -> TaskKit:
         plan=MetricsPlan.of(task),
         initial=read_vector(model, layout),
         initial_local=local_tensors(model, layout),
+        frozen_buffers=frozen_buffers(model, layout),
     )

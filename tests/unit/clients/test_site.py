@@ -410,6 +410,34 @@ def test_two_sites_on_one_scratch_model_do_not_see_each_other(build):
         assert reply.update.vectors[DELTA].tobytes() == expected.update.vectors[DELTA].tobytes()
 
 
+class Counting(nn.Module):
+    """Changes a buffer of its own in training, as an exponential average would."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+        self.register_buffer("seen", torch.zeros((), dtype=dtype))
+
+    def forward(self, rows):
+        if self.training:
+            self.seen += 1
+        return self.head(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bfloat16])
+def test_training_that_changes_a_buffer_of_everybody_s_is_refused(build, monkeypatch, dtype):
+    monkeypatch.setattr(plugins, "call", lambda *given, **named: Counting(dtype))
+    counting = replace(TASK, name=f"counting-{dtype}")
+    kit = build_kit(counting, SEED)
+    one, two = build(counting, kit=kit), build(counting, kit=kit, name="south")
+    for site in (one, two):
+        assert refusal(site.answer(ask(counting))).code == "LF5102"
+        assert float(kit.model.seen) == 0, "nothing is carried from site to site"
+    kept = replace(counting, model=replace(TASK.model, local=["seen"]))
+    if dtype != torch.bfloat16:  # what stays at a site is kept as numpy knows it
+        assert build(kept).answer(ask(kept)).update is not None
+
+
 IMAGES = Task(
     data=DataContract("image", [1, 4, 4], target=Target(classes=["no", "yes"])),
     model=ModelSpec("normalised"),
