@@ -7,7 +7,6 @@ in the same way.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -215,8 +214,3 @@ class Task:
         """Return the width of the model's last layer."""
         target = self.data.target
         return len(target.classes) if target.kind == "classes" else 1
-
-    @property
-    def example_size(self) -> int:
-        """Return the number of elements of one example as read."""
-        return math.prod(self.data.example_shape)

@@ -46,7 +46,6 @@ class InProcessGrid(Grid):
         run_id: int = 1,
     ) -> None:
         self._app = app
-        self._run_id = run_id
         self._ids = itertools.count(1)
         self._waiting: dict[str, Message] = {}
         self._contexts = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lepton_fed.clients.site import Site
-from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.schema import SimulationConf, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, RunError
@@ -77,7 +77,7 @@ def compare_with_alone(done: Simulation, conf: SimulationConf) -> list[Compariso
 
 def _train_alone(done: Simulation, conf: SimulationConf, rows: SiteRows) -> Vector:
     kit = done.kit
-    agreement = agreement_of(conf, f"{done.folder.name}-alone", "alone")
+    agreement = agreement_of(conf, f"{done.folder.name}-alone", StrategyConf("alone"))
     site = Site(
         rows.name,
         kit,

@@ -34,7 +34,7 @@ from lepton_fed.training.device import devices_of
 from lepton_fed.training.kit import TaskKit, build_kit
 from lepton_fed.training.noise import check_trainable, plan_noise
 
-__all__ = ["Simulation", "plan_privacy", "simulate"]
+__all__ = ["Simulation", "agreement_of", "plan_privacy", "simulate"]
 
 _LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
 
@@ -90,7 +90,8 @@ def simulate(
         if conf.privacy.record.enabled:
             stack.enter_context(room_for_ledgers(len(population)))
         folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
-        agreement = agreement_of(conf, folder.name, chosen.name)
+        named = conf.strategy if strategy is None else StrategyConf(strategy.name)
+        agreement = agreement_of(conf, folder.name, named)
         log = stack.enter_context(_recorded(EventLog(folder.events, listeners)))
         log.emit(
             "run.started",
@@ -164,16 +165,15 @@ def _code_of(error: BaseException) -> str:
     return "LF5401" if isinstance(error, OSError) else "LF5212"
 
 
-def agreement_of(conf: SimulationConf, run: str, strategy: str) -> Agreement:
+def agreement_of(conf: SimulationConf, run: str, strategy: StrategyConf) -> Agreement:
     """Return what the sites of a simulation agree to.
 
     Args:
         conf: The conf.
         run: Name of the run.
-        strategy: Name of the strategy that runs; the conf's arguments go with the conf's own.
+        strategy: The strategy that runs; of an object, its name is all that is known.
     """
-    named = conf.strategy if strategy == conf.strategy.name else StrategyConf(strategy)
-    return Agreement(run, conf.task, named, conf.rounds.count, conf.seed, conf.privacy)
+    return Agreement(run, conf.task, strategy, conf.rounds.count, conf.seed, conf.privacy)
 
 
 def plan_privacy(

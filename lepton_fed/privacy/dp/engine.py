@@ -114,7 +114,7 @@ class DpSgd:
         self._hooks.cleanup()
         self._forget()
         for parameter in self._parameters:
-            for leftover in ("grad_sample", "summed_grad", "_forward_counter"):
+            for leftover in ("grad_sample", "_forward_counter"):
                 if hasattr(parameter, leftover):
                     delattr(parameter, leftover)
 

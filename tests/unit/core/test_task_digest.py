@@ -110,8 +110,6 @@ def test_a_value_that_moves_to_another_key_is_another_task() -> None:
 
 def test_sizes_follow_from_the_contract() -> None:
     table = DataContract(columns=[Column("a"), Column("b")], target=Target(classes=["x", "y", "z"]))
-    assert Task(data=table).example_size == 2
     assert Task(data=table).outputs == 3
     image = DataContract("image", [1, 8, 8], target=Target("number"))
-    assert Task(data=image).example_size == 64
     assert Task(data=image).outputs == 1
