@@ -14,15 +14,28 @@ from lepton_fed.config import plugins
 from lepton_fed.config.data_rules import data_problems, distinct
 from lepton_fed.config.nearest import did_you_mean
 from lepton_fed.config.plugins import Group
-from lepton_fed.config.schema import ClientConf, Privacy, ServerConf, SimulationConf, Source
+from lepton_fed.config.schema import (
+    ClientConf,
+    Policy,
+    Privacy,
+    ServerConf,
+    SimulationConf,
+    Source,
+)
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem
 
-__all__ = ["OUTSIDE_EPSILON", "problems_of", "task_problems"]
+__all__ = ["LEAVES", "OUTSIDE_EPSILON", "problems_of", "task_problems"]
 
 OUTSIDE_EPSILON = ("evaluation",)
+LEAVES = ("evaluation", "epsilon", "rows")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{12,64}")
+_CLOCK = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_HOURS = re.compile(rf"(?:{_CLOCK})-(?:{_CLOCK}|24:00)")
+_ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):(?P<port>[0-9]{1,5})")
+_LARGEST_PORT = 65535
 _DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3}(,[0-9]{1,3})*)?")
 
 
@@ -49,7 +62,7 @@ def problems_of(conf: object) -> list[Problem]:
         found += _installed("partitioners", conf.sites.partition.name, "sites.partition.name")
         found += _device(conf.device)
     if isinstance(conf, ServerConf):
-        found += _not_empty(conf.signing_key, "signing_key")
+        found += _server(conf)
     if isinstance(conf, ClientConf):
         found += _client(conf)
     return found
@@ -227,13 +240,58 @@ def _sites(conf: SimulationConf) -> Iterator[Problem]:
         )
 
 
+def _server(conf: ServerConf) -> Iterator[Problem]:
+    yield from _address(conf.listen, "listen")
+    for key in ("roster", "state", "signing_key"):
+        yield from _not_empty(getattr(conf, key), key)
+    for key in ("certificate", "key", "ca"):
+        yield from _not_empty(getattr(conf.tls, key), f"tls.{key}")
+
+
 def _client(conf: ClientConf) -> Iterator[Problem]:
     yield from _bad_name(conf.name, "name")
+    yield from _address(conf.coordinator, "coordinator")
     yield from _source(conf.source, "source")
     yield from _device(conf.device)
-    yield from _not_empty(conf.task, "task")
-    yield from _not_empty(conf.state, "state")
-    yield from _not_empty(conf.coordinator_key, "coordinator_key")
+    for key in ("task", "state", "coordinator_key", "ca", "roster", "identity_key", "node_key"):
+        yield from _not_empty(getattr(conf, key), key)
+    yield from _policy(conf.policy)
+
+
+def _policy(policy: Policy) -> Iterator[Problem]:
+    for index, digest in enumerate(policy.tasks):
+        if not _DIGEST.fullmatch(digest):
+            yield Problem(
+                "LF1055",
+                f"{digest!r} is no digest of a task",
+                key=f"policy.tasks[{index}]",
+                remedy="write 12 to 64 hexadecimal digits, as `lepton-fed check` prints them",
+            )
+    for index, hours in enumerate(policy.hours):
+        if not _HOURS.fullmatch(hours):
+            yield Problem(
+                "LF1056",
+                f"{hours!r} is no span of hours",
+                key=f"policy.hours[{index}]",
+                remedy="write 18:00-06:00, or 00:00-24:00 for always",
+            )
+    for index, name in enumerate(policy.leaves):
+        if name not in LEAVES:
+            remedy = did_you_mean(name, LEAVES, noun="known numbers")
+            what = f"{name!r} is no number that could leave the site"
+            yield Problem("LF1047", what, key=f"policy.leaves[{index}]", remedy=remedy)
+    yield from distinct(policy.leaves, "policy.leaves", "LF1047", "number")
+
+
+def _address(address: str, key: str) -> Iterator[Problem]:
+    match = _ADDRESS.fullmatch(address)
+    if not match or not 1 <= int(match["port"]) <= _LARGEST_PORT:
+        yield Problem(
+            "LF1054",
+            f"{address!r} is no address and port",
+            key=key,
+            remedy="write fed.example.org:9092 or 10.0.0.5:9092",
+        )
 
 
 def _source(source: Source, key: str) -> Iterator[Problem]:

@@ -14,7 +14,9 @@ __all__ = [
     "ClientConf",
     "Conf",
     "Partition",
+    "Policy",
     "Privacy",
+    "PrivacyFloor",
     "RecordPrivacy",
     "Rounds",
     "ServerConf",
@@ -22,6 +24,7 @@ __all__ = [
     "Sites",
     "Source",
     "StrategyConf",
+    "Tls",
 ]
 
 
@@ -146,6 +149,15 @@ class SimulationConf:
 
 
 @dataclass(frozen=True)
+class Tls:
+    """What the coordinator shows its sites, so that they know whom they talk to."""
+
+    certificate: str = setting("keys/tls/server.crt", "The coordinator's TLS certificate, PEM.")
+    key: str = setting("keys/tls/server.key", "Its private key, PEM, not encrypted.")
+    ca: str = setting("keys/tls/ca.crt", "Certificate of the authority that signed it, PEM.")
+
+
+@dataclass(frozen=True)
 class ServerConf:
     """The coordinator."""
 
@@ -157,9 +169,28 @@ class ServerConf:
     seed: int = setting(
         1, "Seed of every choice that privacy does not depend on.", at_least=0, below=2.0**53
     )
+    listen: str = setting(
+        "0.0.0.0:9092",
+        "Address and port that sites connect to; nothing but their own API answers there.",
+    )
+    tls: Tls = setting(factory=Tls, doc="What the coordinator shows its sites.")
+    roster: str = setting(
+        "keys/roster.json", "The signed list of sites; `lepton-fed keys enrol` adds to it."
+    )
+    gather_s: float = setting(
+        600.0, "Wait this long for the sites of the roster before a run begins with the quorum.",
+        at_least=0, unit="s",
+    )  # fmt: skip
+    patience: float = setting(
+        3.0, "A site is late when it takes this many times as long as is expected of a round.",
+        at_least=1, at_most=1000,
+    )  # fmt: skip
     runs: str = setting("runs", "Folder that receives one folder a run.")
+    state: str = setting("state/coordinator", "Folder of the coordinator's own records.")
     signing_key: str = setting(
-        "keys/coordinator.pem", "The coordinator's private Ed25519 key; it signs bundles."
+        "keys/coordinator.pem",
+        "The coordinator's private Ed25519 key; it signs what sites are asked, the roster and "
+        "bundles.",
     )
 
 
@@ -167,8 +198,59 @@ class ServerConf:
 class Budget:
     """What one record of the site's data set may cost in its life."""
 
-    epsilon: float = setting(0.0, "Largest epsilon; 0 allows no training.", at_least=0)
+    epsilon: float = setting(0.0, "Largest epsilon; 0 allows no training with DP.", at_least=0)
     delta: float = setting(1e-5, "Delta that goes with it.", above=0, below=0.1)
+
+
+@dataclass(frozen=True)
+class PrivacyFloor:
+    """The least protection under which the site trains."""
+
+    record: bool = setting(True, "Record-level DP must be on.")
+    epsilon: float = setting(
+        0.0, "Largest epsilon that a whole run may cost a record; 0 allows none.", at_least=0
+    )
+    delta: float = setting(1e-5, "Largest delta that goes with it.", above=0, below=0.1)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the site's owner allows; what is not allowed here is refused, whoever asks."""
+
+    tasks: list[str] = setting(
+        factory=list,
+        doc="Digests of the tasks that may be trained, whole or their first 12 digits; "
+        "`lepton-fed check` prints a task's.",
+    )
+    models: list[str] = setting(
+        factory=list, doc="Names of models that may be trained, in any task that fits the data."
+    )
+    strategies: list[str] = setting(
+        factory=lambda: ["fedavg", "fedprox"], doc="Strategies whose site half may run here."
+    )
+    rounds: int = setting(0, "Most rounds of a run; 0 allows none.", at_least=0)
+    epochs: int = setting(0, "Most passes over the rows in a round; 0 allows none.", at_least=0)
+    steps: int = setting(
+        0, "Most optimiser steps in a round, for tasks that count steps; 0 allows none.", at_least=0
+    )
+    batch_size: int = setting(0, "Most rows in a step; 0 allows none.", at_least=0)
+    seconds_per_round: float = setting(
+        0.0, "Training that takes longer is killed; 0 allows none.", at_least=0, unit="s"
+    )
+    hours: list[str] = setting(
+        factory=list, doc="When training may begin, local time: 18:00-06:00. Empty: never."
+    )
+    privacy: PrivacyFloor = setting(factory=PrivacyFloor, doc="The least protection.")
+    leaves: list[str] = setting(
+        factory=list,
+        doc="Numbers that may leave beside the update: `evaluation` (counts on held-out rows), "
+        "`epsilon` (what was spent, and the noise multiplier), `rows` (row count, as weight).",
+    )
+    roster: Literal["confirm", "follow"] = setting(
+        "confirm",
+        "A changed roster is taken only after `lepton-fed keys accept`, or as soon as the "
+        "coordinator signed it.",
+    )
 
 
 @dataclass(frozen=True)
@@ -177,19 +259,36 @@ class ClientConf:
 
     kind: Literal["client"] = setting("client", "What this file configures.")
     name: str = setting("site-1", "Name of the site in the roster.")
+    coordinator: str = setting(
+        "localhost:9092", "The coordinator's address and port: the one connection that is made."
+    )
+    ca: str = setting(
+        "keys/tls/ca.crt", "Certificate of the authority that signed the coordinator's, PEM."
+    )
+    coordinator_key: str = setting(
+        "keys/coordinator.pub",
+        "The coordinator's public key, pinned: what it asks, the roster and bundles must carry it.",
+    )
+    roster: str = setting(
+        "keys/roster.json", "The list of sites, signed by the coordinator, as the site pinned it."
+    )
+    identity_key: str = setting(
+        "keys/site-1.pem", "The site's private Ed25519 key; it signs what leaves."
+    )
+    node_key: str = setting(
+        "keys/site-1.node", "The site's private key for the connection (EC, OpenSSH format)."
+    )
     task: str = setting(
         "conf/server.yaml",
-        "File with the task: a server or simulation conf, whose `task` section is read. The "
-        "site's data is checked against it before the first contact.",
+        "File with the task: a server or simulation conf, whose `task` section is read. "
+        "`lepton-fed check` holds the site's data against it before the first contact.",
     )
     source: Source = setting(factory=Source, doc="The site's own rows, read in place.")
     held_out: float = setting(0.2, "Fraction of the rows kept for evaluation.", at_least=0, below=1)
     device: str = setting("cpu", "cpu, cuda, cuda:1, or several GPUs by index (cuda:0,1).")
+    policy: Policy = setting(factory=Policy, doc="What the owner allows; empty allows nothing.")
     budget: Budget = setting(factory=Budget, doc="Privacy budget of the data set.")
     state: str = setting("state", "Folder for the ledger, receipts and bundles.")
-    coordinator_key: str = setting(
-        "keys/coordinator.pub", "The coordinator's public key, pinned; bundles must carry it."
-    )
 
 
 Conf = SimulationConf | ServerConf | ClientConf

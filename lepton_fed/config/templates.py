@@ -68,9 +68,23 @@ def _client() -> dict[str, Any]:
     return {
         "kind": "client",
         "name": "north",
+        "identity_key": "keys/north.pem",
+        "node_key": "keys/north.node",
         "task": "conf/server.yaml",
         "source": {"reader": "digits"},
+        "policy": {
+            "models": ["mlp"],
+            "rounds": 100,
+            "epochs": 5,
+            "steps": 1000,
+            "batch_size": 256,
+            "seconds_per_round": 600.0,
+            "hours": ["00:00-24:00"],
+            "privacy": {"record": True, "epsilon": _EPSILON, "delta": _DELTA},
+            "leaves": ["evaluation", "epsilon"],
+        },
         "budget": {"epsilon": _EPSILON, "delta": _DELTA},
+        "state": "state/north",
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,17 @@ import numpy.typing as npt
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem
 
-__all__ = ["MODEL", "Ask", "Reply", "Update", "legible"]
+__all__ = [
+    "MODEL",
+    "Ask",
+    "Offer",
+    "OfferReply",
+    "PushReply",
+    "PushStep",
+    "Reply",
+    "Update",
+    "legible",
+]
 
 MODEL = "model"
 """Name of the vector that holds the model itself in an ask; a strategy's vectors go beside it."""
@@ -25,11 +36,14 @@ class Update:
         layout: Digest of the layout of its vectors.
         vectors: Flat float32 vectors over the shared tensors, by name; the strategy says which.
         weight: Weight in the mean, in (0, weight bound].
+        norms: Euclidean norm of each vector before it was clipped, for the site's receipt; it does
+            not leave the site.
     """
 
     layout: str
     vectors: Mapping[str, Vector]
     weight: float
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,75 @@ class Reply:
     sent_bytes: int = 0
     epsilon: float | None = None
     noise_multiplier: float | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A run that the coordinator offers a site.
+
+    Args:
+        agreement: The agreement, canonical JSON.
+        roster: The coordinator's roster, as the signed file holds it.
+    """
+
+    agreement: bytes
+    roster: bytes
+
+
+@dataclass(frozen=True)
+class OfferReply:
+    """What a site says to an offer.
+
+    Args:
+        site: Name of the site, as the transport knows it.
+        agreement: Digest of what it agrees to; empty with a refusal.
+        refusal: Why it does not take part; None when it does.
+    """
+
+    site: str
+    agreement: str = ""
+    refusal: Problem | None = None
+
+
+@dataclass(frozen=True)
+class PushStep:
+    """One step of handing a bundle to a site: ``begin``, then chunks of files, then ``finish``.
+
+    Args:
+        step: begin, chunk or finish.
+        bundle: SHA-256 of the manifest, 64 hexadecimal digits.
+        manifest: Bytes of the manifest (begin only).
+        signature: Bytes of the signature file (begin only).
+        file: Name of the file (chunk only).
+        offset: Where the data belongs in it (chunk only).
+        data: Bytes (chunk only).
+    """
+
+    step: Literal["begin", "chunk", "finish"]
+    bundle: str
+    manifest: bytes = b""
+    signature: bytes = b""
+    file: str = ""
+    offset: int = 0
+    data: bytes = b""
+
+
+@dataclass(frozen=True)
+class PushReply:
+    """What a site says to a step.
+
+    Args:
+        site: Name of the site, as the transport knows it.
+        have: Bytes of each listed file that the site has already, so that a push goes on where it
+            stopped.
+        in_force: Version of the bundle's task that is in use at the site; 0 for none.
+        refusal: Why the bundle is refused; None when all went well.
+    """
+
+    site: str
+    have: Mapping[str, int] = field(default_factory=dict)
+    in_force: int = 0
+    refusal: Problem | None = None
 
 
 def legible(text: str, longest: int) -> str:
