@@ -10,7 +10,21 @@ import sys
 
 import typer
 
-from lepton_fed.cli import check, config, demo, export, init, predict, runs, simulate
+from lepton_fed.cli import (
+    check,
+    client,
+    config,
+    demo,
+    export,
+    init,
+    keys,
+    predict,
+    push,
+    receipts,
+    runs,
+    server,
+    simulate,
+)
 from lepton_fed.cli.screen import EXIT_CODES, guarded
 from lepton_fed.cli.streams import steady_streams
 
@@ -30,6 +44,11 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("check")(check.check)
 app.add_typer(config.app, name="config")
+app.add_typer(keys.app, name="keys")
+app.command("server")(server.server)
+app.command("client")(client.client)
+app.command("receipts")(receipts.receipts)
+app.command("push")(push.push)
 app.command("simulate")(simulate.simulate)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)

@@ -54,11 +54,11 @@ def demo(
 def _show(demo: Demo, folder: Path) -> None:
     from lepton_fed.simulations.demo import REPEATED_ROUNDS
 
-    summary = demo.done.summary
+    summary = demo.summary
     by_name = {site.name: site for site in summary.sites}
     rows = []
     for each in demo.comparison:
-        site = by_name[each.site]
+        site, now = by_name[each.site], demo.sites[each.site]
         rows.append(
             [
                 each.site,
@@ -66,29 +66,32 @@ def _show(demo: Demo, folder: Path) -> None:
                 f"{number(each.alone_own, 'accuracy')} -> {number(each.federated_own, 'accuracy')}",
                 f"{number(each.alone_all, 'accuracy')} -> {number(each.federated_all, 'accuracy')}",
                 "-" if site.epsilon is None else f"{site.epsilon:.2f}",
-                size(site.update_bytes),
+                size(now.bytes_sent),
+                f"version {now.version}",
             ]
         )
     print_table(
         "accuracy, alone -> federated",
-        ["site", "rows", "own held-out rows", "all sites' held-out rows", "epsilon", "update"],
+        ["site", "rows", "own held-out", "all held-out", "epsilon", "sent", "in use"],
         rows,
+        narrow=True,
     )
     out = stdout()
     first, second = demo.digests
     same = "equal" if first == second else "DIFFERENT"
     release = demo.report.bundle.manifest
-    public = folder / "keys" / "coordinator.pub"
+    correct = ", ".join(f"{name} {at.correct:.3f}" for name, at in demo.sites.items())
     for line in (
         *privacy_lines(summary),
         f"bundle      {release.task[:12]} version {release.version}, signed {demo.report.signer}",
         f"tampered    refused: {demo.refusal}",
-        f"predicted   {demo.predicted}, {demo.correct:.3f} right",
+        f"predicted   {demo.predicted}; right at {correct}",
         f"run digest  {summary.digest}",
-        f"without DP  {first}  (two runs of {REPEATED_ROUNDS} rounds: {same})",
+        f"without DP  {first}  (two simulations of {REPEATED_ROUNDS} rounds: {same})",
         "",
-        f"next: lepton-fed predict --bundle {demo.report.bundle.folder} --key {public} \\",
-        f"        --input {folder / 'new-digits.npz'}",
+        f"next: lepton-fed receipts --conf {folder / 'conf' / 'north.yaml'}",
+        f"      lepton-fed predict --conf {folder / 'conf' / 'north.yaml'} "
+        f"--input {folder / 'new-digits.npz'}",
         "      lepton-fed init my-project",
     ):
         out.print(line, markup=False)
@@ -96,10 +99,10 @@ def _show(demo: Demo, folder: Path) -> None:
 
 def _as_dict(demo: Demo) -> dict[str, object]:
     return {
-        "summary": demo.done.summary,
+        "summary": demo.summary,
         "comparison": demo.comparison,
+        "sites": demo.sites,
         "bundle": str(demo.report.bundle.folder),
         "tampered": demo.refusal,
-        "correct": demo.correct,
         "digests_without_dp": list(demo.digests),
     }

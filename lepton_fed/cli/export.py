@@ -34,12 +34,15 @@ def export(
         from lepton_fed.runs.folder import find_run
 
         folder = find_run(run, root)
-        from lepton_fed.config.load import load_conf
-        from lepton_fed.config.schema import SimulationConf
+        from lepton_fed.config.load import kind_of, load_conf
+        from lepton_fed.config.schema import KINDS, ClientConf
+        from lepton_fed.errors import Problem, RunError
 
-        loaded = load_conf(folder.conf, overrides or [], kind=SimulationConf)
+        loaded = load_conf(folder.conf, overrides or [], kind=KINDS[kind_of(folder.conf)])
+        if isinstance(loaded.conf, ClientConf):
+            raise RunError(Problem("LF5206", "this is no run", where=str(folder.path)))
     with guarded(as_json=as_json, loaded=loaded):
-        from lepton_fed.simulations.release import export_run
+        from lepton_fed.server.release import export_run
 
         report = export_run(folder, loaded.conf, key=key, target=out, version=version)
         if as_json:

@@ -45,7 +45,7 @@ def _write(folder: Path) -> list[Path]:
     from lepton_fed.config.render import render
     from lepton_fed.config.schema import KINDS
     from lepton_fed.config.templates import template
-    from lepton_fed.export.keys import generate_key
+    from lepton_fed.identity.keys import generate_key
 
     files = {folder / "conf" / f"{kind}.yaml": render(template(kind), kind) for kind in KINDS}
     key = folder / "keys" / "coordinator.pem"

@@ -21,8 +21,17 @@ _ENDINGS = {
 
 
 def predict(
-    bundle: Annotated[Path, typer.Option(help="The bundle's folder.")],
     file: Annotated[Path, typer.Option("--input", help="Rows to predict: CSV, NPZ or IDX.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="The bundle's folder; or give --conf at a site.")
+    ] = None,
+    conf: Annotated[
+        Path | None,
+        typer.Option("--conf", help="The site's conf: its bundle in use and its pinned key."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="With --conf: first digits of the task, where several are in use.")
+    ] = "",
     key: Annotated[Path, typer.Option(help="The coordinator's public key, as pinned.")] = Path(
         "keys/coordinator.pub"
     ),
@@ -44,12 +53,18 @@ def predict(
         from lepton_fed.config.load import load_values
         from lepton_fed.config.schema import Source
         from lepton_fed.export.bundle import verify_bundle
-        from lepton_fed.export.keys import load_public_key
         from lepton_fed.export.predict import check_output, write_predictions
         from lepton_fed.export.predict import predict as predictions_of
+        from lepton_fed.identity.keys import load_public_key
 
-        check_output(output, (file, bundle, key))
-        verified = verify_bundle(bundle, load_public_key(key))
+        folder, pinned = _in_use(conf, task) if conf else (bundle, key)
+        if folder is None or (conf and bundle):
+            raise ConfError(
+                Problem("LF1206", "give one of --bundle and --conf",
+                        remedy="--conf conf/client.yaml at a site, --bundle FOLDER elsewhere")
+            )  # fmt: skip
+        check_output(output, (file, folder, pinned))
+        verified = verify_bundle(folder, load_public_key(pinned))
         named = reader or _reader_of(file)
         values = {"reader": named, "path": str(file)}
         loaded = load_values(Source, values, overrides or [], source="command line")
@@ -73,6 +88,19 @@ def predict(
         out = stdout()
         out.print(f"verified    version {verified.manifest.version} of run {verified.manifest.run}")
         out.print(f"predicted   {len(predictions)} rows -> {output}", markup=False)
+
+
+def _in_use(conf: Path, task: str) -> tuple[Path, Path]:
+    """Return the bundle in use at a site, and the key that it pinned."""
+    from lepton_fed.clients.bundles import BundleStore
+    from lepton_fed.config.load import load_conf
+    from lepton_fed.config.schema import ClientConf
+    from lepton_fed.identity.keys import load_public_key
+
+    site = load_conf(conf, [], kind=ClientConf).conf
+    key = Path(site.coordinator_key)
+    store = BundleStore(Path(site.state) / "bundles", load_public_key(key), site.policy)
+    return store.in_force(task), key
 
 
 def _reader_of(file: Path) -> str:

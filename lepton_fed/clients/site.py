@@ -9,16 +9,25 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Budget
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Vector
 from lepton_fed.data.dataset import Dataset
-from lepton_fed.errors import DataError, LeptonError, Problem, Refused, RunError
+from lepton_fed.errors import (
+    BudgetExceeded,
+    DataError,
+    LeptonError,
+    Problem,
+    Refused,
+    RunError,
+)
 from lepton_fed.models.build import (
     frozen_buffers,
     local_tensors,
@@ -26,6 +35,7 @@ from lepton_fed.models.build import (
     write_local,
     write_vector,
 )
+from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.strategies.base import SiteRule, SiteState
@@ -57,9 +67,12 @@ class Site:
         agreement: What the site agreed to, for the kit's task.
         devices: One device, or several GPUs.
         folder: Folder of the site's own records (its ledger).
+        dataset: Digest that names the data set in the ledger; that of ``rows`` when empty.
+        budget: What a record may cost in the data set's life; the run's own target when None.
 
     Raises:
         DataError: There are no rows to train on.
+        BudgetExceeded: The whole run would cost more than is left.
         TaskError: The model or the target epsilon does not go with record-level DP.
         Refused: The ledger is not whole.
     """
@@ -75,6 +88,8 @@ class Site:
         *,
         devices: list[torch.device],
         folder: Path,
+        dataset: str = "",
+        budget: Budget | None = None,
     ) -> None:
         if len(rows) == 0:
             raise DataError(Problem("LF2101", "there are no rows to train on", where=name))
@@ -91,6 +106,7 @@ class Site:
         self._entropy: Entropy | None = None
         self._noise: NoisePlan | None = None
         self._digest = agreement.digest
+        self._budget = budget
         self._newest_round = 0
         record = agreement.privacy.record
         if agreement.task != kit.task:
@@ -101,10 +117,16 @@ class Site:
             self._entropy = Entropy.from_system()
             self._ledger = Ledger(
                 folder / "ledger.jsonl",
-                dataset=rows.digest,
-                epsilon=record.epsilon,
-                delta=record.delta,
+                dataset=dataset or rows.digest,
+                epsilon=record.epsilon if budget is None else budget.epsilon,
+                delta=record.delta if budget is None else budget.delta,
             )
+            if budget is not None:
+                try:
+                    self._ledger.require(self._noise.round_event, agreement.run, agreement.rounds)
+                except LeptonError:
+                    self._ledger.close()
+                    raise
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -113,8 +135,15 @@ class Site:
 
     @property
     def epsilon(self) -> float | None:
-        """Return the epsilon spent so far; None without record-level DP."""
-        return self._ledger.spent if self._ledger else None
+        """Return the epsilon spent so far in this run; None without record-level DP.
+
+        What other runs have spent is nobody's business but the site's.
+        """
+        if self._ledger is None:
+            return None
+        return epsilon_of(
+            self._ledger.of_run(self._agreement.run), self._agreement.privacy.record.delta
+        )
 
     def close(self) -> None:
         """Let go of the ledger."""
@@ -176,6 +205,7 @@ class Site:
                 "round": ask.round_number,
                 "task": kit.task.digest,
             }
+            self._check_run(self._ledger, self._noise.round_event, ask.round_number)
             self._ledger.charge(self._noise.round_event, about)
             private = PrivateTraining(record.clip, self._noise.noise_multiplier, self._entropy)
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
@@ -196,12 +226,44 @@ class Site:
         self._check_frozen(model)
         delta = read_vector(model, kit.layout)
         delta -= received
-        vectors, self._state = self._rule.update(
-            memory, delta, trained.steps, trained.learning_rate
-        )
+        vectors, state = self._rule.update(memory, delta, trained.steps, trained.learning_rate)
+        update = self._bounded(vectors)
+        self._state = state
         self._local = local_tensors(model, kit.layout)
         self._newest_round = ask.round_number
-        return Update(kit.layout.digest, vectors, self._weight())
+        return update
+
+    def _check_run(self, ledger: Ledger, event: SampledGaussian, round_number: int) -> None:
+        """Refuse a round that brings the run beyond the epsilon that was agreed to.
+
+        A round may be asked for again, when it failed or the site was restarted, and is charged
+        again; the budget of the data set may be larger than what one run may cost.
+        """
+        record = self._agreement.privacy.record
+        if self._budget is None:
+            return  # the ledger's own bound is the run's
+        after = epsilon_of([*ledger.of_run(self._agreement.run), event], record.delta)
+        if not after <= record.epsilon:
+            raise BudgetExceeded(
+                Problem("LF4508", f"the run would cost epsilon {after:.4g}, {record.epsilon:g} was "
+                        "agreed to", where=f"round {round_number}",
+                        remedy="rounds that were trained twice are charged twice; end the run here")
+            )  # fmt: skip
+
+    def _bounded(self, vectors: Mapping[str, Vector]) -> Update:
+        """Return the update with each vector scaled down to the task's norm bound."""
+        bound = self._kit.task.aggregation.norm_bound
+        clipped: dict[str, Vector] = {}
+        norms: dict[str, float] = {}
+        for name, vector in vectors.items():
+            norms[name] = norm = float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
+            if not math.isfinite(norm):
+                raise RunError(Problem("LF5312", f"vector {name!r} of the update is not finite"))
+            if norm > bound:
+                # A hair below, so that rounding to float32 cannot bring it above again.
+                vector = (vector * (bound / norm * (1 - 1e-6))).astype(np.float32)
+            clipped[name] = vector
+        return Update(self._kit.layout.digest, clipped, self._weight(), norms)
 
     def _check_frozen(self, model: torch.nn.Module) -> None:
         """Refuse a model that changed a buffer it shares with everybody, and put it back."""

@@ -25,7 +25,7 @@ from lepton_fed.config.schema import (
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem
 
-__all__ = ["LEAVES", "OUTSIDE_EPSILON", "problems_of", "task_problems"]
+__all__ = ["LEAVES", "OUTSIDE_EPSILON", "name_problem", "problems_of", "task_problems"]
 
 OUTSIDE_EPSILON = ("evaluation",)
 LEAVES = ("evaluation", "epsilon", "rows")
@@ -302,6 +302,11 @@ def _device(device: str) -> Iterator[Problem]:
     if not _DEVICE.fullmatch(device):
         remedy = "write cpu, cuda, cuda:1, or several GPUs by index: cuda:0,1"
         yield Problem("LF1052", f"{device!r} is no device", key="device", remedy=remedy)
+
+
+def name_problem(name: str, key: str) -> Problem | None:
+    """Return what is wrong with the name of a site; None when nothing is."""
+    return next(_bad_name(name, key), None)
 
 
 def _bad_name(name: str, key: str) -> Iterator[Problem]:

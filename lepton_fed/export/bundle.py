@@ -42,7 +42,7 @@ from lepton_fed.export.manifest import (
     parse_manifest,
     refuse_all,
 )
-from lepton_fed.export.signature import (
+from lepton_fed.identity.signature import (
     SIGNATURE_BYTES,
     PublicKey,
     VerifiedBytes,

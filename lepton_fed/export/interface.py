@@ -14,7 +14,7 @@ from onnx.external_data_helper import uses_external_data
 
 from lepton_fed.core.task import Task
 from lepton_fed.errors import quoted
-from lepton_fed.export.signature import VerifiedBytes
+from lepton_fed.identity.signature import VerifiedBytes
 
 __all__ = ["INPUT", "complaints", "output_name", "parse"]
 

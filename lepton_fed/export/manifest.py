@@ -14,7 +14,7 @@ from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.task import Task
 from lepton_fed.errors import BundleRefused, Problem, capped, quoted
-from lepton_fed.export.signature import VerifiedBytes
+from lepton_fed.identity.signature import VerifiedBytes
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The exported model against the trained one, on real inputs, before anything is written."""
+"""The exported model against the trained one, on inputs that fit, before anything is written."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def check_parity(
     task: Task,
     examples: npt.NDArray[np.generic],
     batches: Sequence[int] = BATCHES,
+    *,
+    real: bool = True,
 ) -> Parity:
     """Run both models on the same rows at several batch sizes and compare.
 
@@ -40,6 +42,7 @@ def check_parity(
         task: What was learned.
         examples: Real inputs as read, ``[rows, *example shape]``, at least one row.
         batches: Batch sizes.
+        real: Whether the examples are real, or drawn from the contract.
 
     Returns:
         The differences found; all are within tolerance.
@@ -73,7 +76,10 @@ def check_parity(
     if problems:
         raise TaskError(problems)
     used = min(start, len(examples))
-    return Parity(inputs=f"{used} real rows in turn" if used > 1 else "1 real row", checks=checks)
+    kind = "real" if real else "drawn"
+    origin = "" if real else ", from the contract"
+    what = f"{used} {kind} rows in turn" if used > 1 else f"1 {kind} row"
+    return Parity(inputs=what + origin, checks=checks)
 
 
 def _compare(

@@ -25,8 +25,8 @@ from lepton_fed.export.card import model_card
 from lepton_fed.export.manifest import Parity, Release
 from lepton_fed.export.onnx import export_onnx
 from lepton_fed.export.parity import check_parity
-from lepton_fed.export.signature import PrivateKey, fingerprint
 from lepton_fed.export.writing import refuse_existing, write_bundle
+from lepton_fed.identity.signature import PrivateKey, fingerprint
 from lepton_fed.runs.summary import RunSummary
 
 __all__ = ["ExportReport", "export_model"]
@@ -61,6 +61,7 @@ def export_model(
     module: nn.Module,
     weights: Mapping[str, npt.NDArray[np.generic]],
     examples: npt.NDArray[np.generic],
+    real_examples: bool = True,
     private_key: PrivateKey,
     folder: Path,
     version: int,
@@ -75,8 +76,9 @@ def export_model(
             the CPU, in eval mode.
         weights: The model's tensors as its ``state_dict`` names them; they must be the ones that
             ``module``, or one of its parts, computes with.
-        examples: Real inputs as read, ``[rows, *example shape]``, at least one row. They are
+        examples: Inputs as read, ``[rows, *example shape]``, at least one row. They are
             computed with and not kept.
+        real_examples: Whether they are real, or drawn from the contract; the card says so.
         private_key: The coordinator's key.
         folder: The bundle to make; must not exist.
         version: Counter of the task's bundles, from 1: a site refuses one older than its own.
@@ -97,7 +99,7 @@ def export_model(
     with _timed(seconds, "export"):
         model = export_onnx(module, task, examples)
     with _timed(seconds, "parity"):
-        parity = check_parity(model, module, task, examples)
+        parity = check_parity(model, module, task, examples, real=real_examples)
     signer = fingerprint(private_key.public_key())
     release = Release(
         version=version,

@@ -33,7 +33,7 @@ from lepton_fed.export.manifest import (
     encode_manifest,
     make_manifest,
 )
-from lepton_fed.export.signature import PrivateKey, PublicKey, fingerprint, sign
+from lepton_fed.identity.signature import PrivateKey, PublicKey, fingerprint, sign
 from lepton_fed.runs.summary import RunSummary
 
 __all__ = ["refuse_existing", "write_bundle"]

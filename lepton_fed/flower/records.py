@@ -14,15 +14,40 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from lepton_fed.core.exchange import Ask, Reply, Update, legible
+from lepton_fed.core.exchange import (
+    Ask,
+    Offer,
+    OfferReply,
+    PushReply,
+    PushStep,
+    Reply,
+    Update,
+    legible,
+)
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, UpdateRefused
 
-__all__ = ["ask_to_record", "record_to_ask", "record_to_reply", "reply_to_record"]
+__all__ = [
+    "ask_to_record",
+    "offer_reply_to_record",
+    "offer_to_record",
+    "push_reply_to_record",
+    "push_to_record",
+    "record_to_ask",
+    "record_to_offer",
+    "record_to_offer_reply",
+    "record_to_push",
+    "record_to_push_reply",
+    "record_to_reply",
+    "reply_to_record",
+]
 
 _VECTORS = "vectors"
 _COUNTS = "counts"
 _HEAD = "head"
+_HAVE = "have"
+_STEPS = ("begin", "chunk", "finish")
+_MOST_FILES = 1000
 _LONGEST_NAME = 64
 _RAW = {"float32": ("lepton.f4le", "<f4"), "float64": ("lepton.f8le", "<f8")}
 
@@ -60,10 +85,7 @@ def record_to_ask(record: RecordDict) -> Ask:
 
 def reply_to_record(reply: Reply) -> RecordDict:
     """Return a reply as records; the site's name is not among them: the transport knows it."""
-    head: dict[str, Any] = {}
-    if reply.refusal is not None:
-        head["refusal"] = reply.refusal.code
-        head["why"] = reply.refusal.what
+    head = _told(reply.refusal)
     if reply.epsilon is not None:
         head["epsilon"] = reply.epsilon
     if reply.noise_multiplier is not None:
@@ -89,10 +111,7 @@ def record_to_reply(site: str, record: RecordDict) -> Reply:
         UpdateRefused: A field is missing or of another type.
     """
     head = _head(record)
-    refusal = None
-    if "refusal" in head:
-        code, why = _field(head, "refusal", str), _field(head, "why", str)
-        refusal = Problem(legible(code, 16), legible(why, 200), where=site)
+    refusal = _refusal_in(head, site)
     update = None
     if _VECTORS in record:
         update = Update(
@@ -112,6 +131,95 @@ def record_to_reply(site: str, record: RecordDict) -> Reply:
             _field(head, "noise_multiplier", float) if "noise_multiplier" in head else None
         ),
     )
+
+
+def offer_to_record(offer: Offer) -> RecordDict:
+    """Return an offer as records."""
+    head = ConfigRecord({"agreement": offer.agreement, "roster": offer.roster})
+    return RecordDict({_HEAD: head})
+
+
+def record_to_offer(record: RecordDict) -> Offer:
+    """Return the offer that records hold.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    return Offer(_field(head, "agreement", bytes), _field(head, "roster", bytes))
+
+
+def offer_reply_to_record(reply: OfferReply) -> RecordDict:
+    """Return what a site says to an offer as records."""
+    head = {"agreement": reply.agreement, **_told(reply.refusal)}
+    return RecordDict({_HEAD: ConfigRecord(head)})
+
+
+def record_to_offer_reply(site: str, record: RecordDict) -> OfferReply:
+    """Return what records say to an offer.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    return OfferReply(site, _field(head, "agreement", str), _refusal_in(head, site))
+
+
+def push_to_record(step: PushStep) -> RecordDict:
+    """Return a step of a push as records."""
+    return RecordDict({_HEAD: ConfigRecord(dict(vars(step)))})
+
+
+def record_to_push(record: RecordDict) -> PushStep:
+    """Return the step of a push that records hold.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    step = _field(head, "step", str)
+    if step not in _STEPS:
+        raise _refusal("a push has no such step")
+    return PushStep(
+        step=step,
+        bundle=_field(head, "bundle", str),
+        manifest=_field(head, "manifest", bytes),
+        signature=_field(head, "signature", bytes),
+        file=_field(head, "file", str),
+        offset=_field(head, "offset", int),
+        data=_field(head, "data", bytes),
+    )
+
+
+def push_reply_to_record(reply: PushReply) -> RecordDict:
+    """Return what a site says to a step of a push as records."""
+    head = {"in_force": reply.in_force, **_told(reply.refusal)}
+    return RecordDict({_HEAD: ConfigRecord(head), _HAVE: ConfigRecord(dict(reply.have))})
+
+
+def record_to_push_reply(site: str, record: RecordDict) -> PushReply:
+    """Return what records say to a step of a push.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    have = record.get(_HAVE)
+    if not isinstance(have, ConfigRecord) or len(have) > _MOST_FILES:
+        raise _refusal("no list of files")
+    names = {str(name): _field(have, str(name), int) for name in have}
+    return PushReply(site, names, _field(head, "in_force", int), _refusal_in(head, site))
+
+
+def _told(refusal: Problem | None) -> dict[str, Any]:
+    return {} if refusal is None else {"refusal": refusal.code, "why": refusal.what}
+
+
+def _refusal_in(head: ConfigRecord, site: str) -> Problem | None:
+    if "refusal" not in head:
+        return None
+    code, why = _field(head, "refusal", str), _field(head, "why", str)
+    return Problem(legible(code, 16), legible(why, 200), where=site)
 
 
 def _arrays(vectors: Mapping[str, Vector]) -> ArrayRecord:

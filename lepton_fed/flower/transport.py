@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -11,38 +12,90 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from lepton_fed.core.exchange import Ask, Reply, legible
+from lepton_fed.core.exchange import (
+    Ask,
+    Offer,
+    OfferReply,
+    PushReply,
+    PushStep,
+    Reply,
+    legible,
+)
+from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import Problem, UpdateRefused
 from lepton_fed.flower.compat import COORDINATOR_NODE
 from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.flower.records import (
     ask_to_record,
+    offer_to_record,
+    push_to_record,
     record_to_ask,
+    record_to_offer_reply,
+    record_to_push_reply,
     record_to_reply,
     reply_to_record,
 )
+from lepton_fed.flower.seal import COORDINATOR, Sealing, contents_digest, new_nonce
+from lepton_fed.identity.signature import PrivateKey, PublicKey
 
-__all__ = ["SITE", "GridTransport", "client_app", "run_in_process", "server_app"]
+__all__ = [
+    "SITE",
+    "GridTransport",
+    "Late",
+    "Seals",
+    "client_app",
+    "run_in_process",
+    "server_app",
+]
 
 SITE = "site"
 """Key of a node's config that holds the site's name."""
 
-_POLL_S = 0.2
+_POLL_S = 0.1
+_CLOCKS_APART_S = 310.0  # Flower's node authentication bears 305 s between two clocks
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Seals:
+    """The keys of a federation, as the coordinator holds them.
+
+    Args:
+        key: The coordinator's own.
+        sites: Public key of each site, by name.
+    """
+
+    key: PrivateKey
+    sites: Mapping[str, PublicKey]
+
+
+@dataclass(frozen=True)
+class Late:
+    """A reply that came after its deadline and was dropped.
+
+    Args:
+        site: Name of the site.
+        round_number: Round that it was asked in; 0 outside rounds.
+    """
+
+    site: str
+    round_number: int
 
 
 class GridTransport:
     """Asks sites over a Grid and hands their replies on as they come, one at a time.
 
     A reply counts only from the site it was asked of: it is matched by the id of the message it
-    answers, never by what it says of itself.
+    answers, never by what it says of itself, and on a network by the seal of that site over the
+    nonce that it was sent.
 
     Args:
         grid: The Grid.
         nodes: Node id of each site, by name.
         sleep: Waits between two looks for replies, seconds.
         clock: Tells seconds that never go back.
+        seals: The keys; None where there is no network.
     """
 
     def __init__(
@@ -51,68 +104,173 @@ class GridTransport:
         nodes: Mapping[str, int],
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        seals: Seals | None = None,
     ) -> None:
         self._grid = grid
         self._nodes = dict(nodes)
         self._sleep = sleep
         self._clock = clock
+        self._seals = seals
+        self._overdue: dict[str, Late] = {}
+        self._late: list[Late] = []
 
     def sites(self) -> Sequence[str]:
         """Return the names of the sites that are online."""
         online = set(self._grid.get_node_ids())
         return sorted(name for name, node in self._nodes.items() if node in online)
 
-    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
+    def exchange(
+        self, asks: Mapping[str, Ask], deadline: Deadline | None = None
+    ) -> Iterator[Reply]:
         """Ask sites and yield their replies as they come.
 
         Args:
             asks: What is asked of each site, by name; the records of one ask are made once,
                 however many sites it goes to.
-            patience_s: Seconds after which a site that has not answered is given up; None waits.
+            deadline: Tells when a site that has not answered is given up; None waits.
         """
-        until = None if patience_s is None else self._clock() + patience_s
-        contents = {id(ask): ask_to_record(ask) for ask in asks.values()}
-        messages = [
-            self._grid.create_message(
-                contents[id(ask)],
-                "train" if ask.train else "evaluate",
-                self._nodes[site],
-                str(ask.round_number),
+        records = {id(ask): ask_to_record(ask) for ask in asks.values()}
+        outgoing = {
+            site: _Outgoing(
+                "train" if ask.train else "evaluate", records[id(ask)], ask.round_number
             )
             for site, ask in asks.items()
-        ]
-        waiting: dict[str, str] = {}
-        for site, pushed in zip_longest(asks, self._grid.push_messages(messages)):
-            if pushed:
-                waiting[pushed] = site
-            else:  # a Grid has no id for a message that it could not send
-                problem = Problem("LF5304", "the ask could not be sent", where=site)
-                yield Reply(site, refusal=problem)
+        }
+        for site, came in self._converse(outgoing, record_to_reply, deadline):
+            yield Reply(site, refusal=came) if isinstance(came, Problem) else came
+
+    def offer(
+        self, offers: Mapping[str, Offer], deadline: Deadline | None = None
+    ) -> Iterator[OfferReply]:
+        """Offer sites a run and yield what they say as it comes.
+
+        Args:
+            offers: What each site is offered, by name.
+            deadline: As in :meth:`exchange`.
+        """
+        outgoing = {n: _Outgoing("query.offer", offer_to_record(o)) for n, o in offers.items()}
+        for site, came in self._converse(outgoing, record_to_offer_reply, deadline):
+            yield OfferReply(site, refusal=came) if isinstance(came, Problem) else came
+
+    def push(
+        self, steps: Mapping[str, PushStep], deadline: Deadline | None = None
+    ) -> Iterator[PushReply]:
+        """Hand sites a step of a push and yield what they say as it comes.
+
+        Args:
+            steps: The step for each site, by name.
+            deadline: As in :meth:`exchange`.
+        """
+        outgoing = {n: _Outgoing("query.push", push_to_record(s)) for n, s in steps.items()}
+        for site, came in self._converse(outgoing, record_to_push_reply, deadline):
+            yield PushReply(site, refusal=came) if isinstance(came, Problem) else came
+
+    def take_late(self) -> list[Late]:
+        """Return the replies that came too late since the last time; they were dropped."""
+        late, self._late = self._late, []
+        return late
+
+    def _converse(
+        self,
+        outgoing: Mapping[str, _Outgoing],
+        read: Callable[[str, RecordDict], Result],
+        deadline: Deadline | None,
+    ) -> Iterator[tuple[str, Result | Problem]]:
+        """Send messages and yield what each site says, or why nothing of use came from it."""
+        started = self._clock()
+        waiting, unsent = self._send(outgoing, deadline)
+        for site in unsent:
+            yield site, Problem("LF5304", "the ask could not be sent", where=site)
+        answered: list[float] = []
+        refused = len(unsent)
         while waiting:
-            answered = False
-            for message_id, site in list(waiting.items()):
+            came_now = False
+            for message_id, sent in list(waiting.items()):
                 for message in self._grid.pull_messages([message_id]):
                     if message.metadata.reply_to_message_id != message_id:
                         continue
-                    if waiting.pop(message_id, None) is not None:
-                        answered = True
-                        yield _reply(site, message)
-            if waiting and not answered:
-                if until is not None and self._clock() >= until:
+                    if waiting.pop(message_id, None) is None:
+                        continue
+                    came_now = True
+                    came = self._read(message, sent, read)
+                    if isinstance(came, Problem) or getattr(came, "refusal", None):
+                        refused += 1
+                    else:
+                        answered.append(self._clock() - started)
+                    yield sent.site, came
+            self._drop_late()
+            if waiting and not came_now:
+                elapsed = self._clock() - started
+                if deadline is not None and deadline.passed(elapsed, answered, refused):
                     break
                 self._sleep(_POLL_S)
-        for site in waiting.values():
-            yield Reply(site, refusal=Problem("LF5306", "no reply in time", where=site))
+        for message_id, sent in waiting.items():
+            self._overdue[message_id] = Late(sent.site, sent.round_number)
+            yield sent.site, Problem("LF5306", "no reply in time", where=sent.site)
+
+    def _send(
+        self, outgoing: Mapping[str, _Outgoing], deadline: Deadline | None
+    ) -> tuple[dict[str, _Sent], list[str]]:
+        ttl = None if deadline is None else deadline.allowed_s(()) + _CLOCKS_APART_S
+        digests: dict[int, str] = {}
+        messages, sent = [], []
+        for site, out in outgoing.items():
+            nonce, record = "", out.record
+            if self._seals is not None:
+                nonce = new_nonce()
+                seal = Sealing(out.purpose, COORDINATOR, site, nonce)
+                if id(record) not in digests:
+                    digests[id(record)] = contents_digest(record)
+                record = seal.seal(record, self._seals.key, digests[id(record)])
+            group = str(out.round_number)
+            messages.append(
+                Message(record, self._nodes[site], out.purpose, ttl=ttl, group_id=group)
+            )
+            sent.append(_Sent(site, out.purpose, nonce, out.round_number))
+        waiting: dict[str, _Sent] = {}
+        unsent: list[str] = []
+        for each, pushed in zip_longest(sent, self._grid.push_messages(messages)):
+            if pushed:
+                waiting[pushed] = each
+            else:  # a Grid has no id for a message that it could not send
+                unsent.append(each.site)
+        return waiting, unsent
+
+    def _read(
+        self, message: Message, sent: _Sent, read: Callable[[str, RecordDict], Result]
+    ) -> Result | Problem:
+        if message.has_error():
+            what = legible(message.error.reason or "the site's app failed", 200)
+            return Problem("LF5303", what, where=sent.site)
+        try:
+            content = message.content
+            if self._seals is not None:
+                seal = Sealing(f"{sent.purpose} reply", sent.site, COORDINATOR, sent.nonce)
+                content = seal.check(content, self._seals.sites[sent.site])
+            return read(sent.site, content)
+        except UpdateRefused as error:
+            return error.problems[0]
+
+    def _drop_late(self) -> None:
+        for message_id, late in list(self._overdue.items()):
+            if any(True for _ in self._grid.pull_messages([message_id])):
+                del self._overdue[message_id]
+                self._late.append(late)
 
 
-def _reply(site: str, message: Message) -> Reply:
-    if message.has_error():
-        what = legible(message.error.reason or "the site's app failed", 200)
-        return Reply(site, refusal=Problem("LF5303", what, where=site))
-    try:
-        return record_to_reply(site, message.content)
-    except UpdateRefused as error:
-        return Reply(site, refusal=error.problems[0])
+@dataclass(frozen=True)
+class _Outgoing:
+    purpose: str
+    record: RecordDict
+    round_number: int = 0
+
+
+@dataclass(frozen=True)
+class _Sent:
+    site: str
+    purpose: str
+    nonce: str
+    round_number: int
 
 
 def client_app(answer: Callable[[str, Ask], Reply]) -> ClientApp:

@@ -47,6 +47,7 @@ class Ledger:
         self._epsilon = epsilon
         self._delta = delta
         self._events: list[SampledGaussian] = []
+        self._runs: list[str] = []  # of each event
         self._head = _GENESIS
         self._failed = False
         try:
@@ -80,6 +81,40 @@ class Ledger:
     def delta(self) -> float:
         """Return the delta at which epsilon is counted."""
         return self._delta
+
+    def of_run(self, run: str) -> list[SampledGaussian]:
+        """Return what was charged for a run, in order.
+
+        Args:
+            run: Its name, as ``about`` gave it.
+        """
+        return [event for event, name in zip(self._events, self._runs, strict=True) if name == run]
+
+    def require(self, event: SampledGaussian, run: str, rounds: int) -> None:
+        """Refuse a run whose rounds do not all fit into what is left.
+
+        Args:
+            event: What a round costs.
+            run: Name of the run; rounds of it that were charged already are not asked for again.
+            rounds: Rounds of the run.
+
+        Raises:
+            BudgetExceeded: They do not fit; nothing was written.
+        """
+        left = max(0, rounds - len(self.of_run(run)))
+        after = epsilon_of([*self._events, *([event] * left)], self._delta)
+        if not after <= self._epsilon:
+            raise BudgetExceeded(
+                Problem(
+                    "LF4207",
+                    f"the run's {rounds} rounds would bring epsilon to {after:.4g}, the budget is "
+                    f"{self._epsilon:g} at delta {self._delta:g} ({self.spent:.4g} is spent)",
+                    where=str(self._path),
+                    key="budget.epsilon",
+                    remedy="a larger budget is the data owner's decision; a run with fewer rounds "
+                    "or a smaller epsilon is the coordinator's",
+                )
+            )
 
     def charge(self, event: SampledGaussian, about: Mapping[str, str | int]) -> float:
         """Write down what comes next, or refuse it.
@@ -126,6 +161,7 @@ class Ledger:
             raise self._unwritable(str(error.strerror)) from error
         self._head = _hash(entry)
         self._events.append(event)
+        self._runs.append(str(about.get("run", "")))
         return after
 
     def _unwritable(self, why: str) -> Refused:
@@ -190,7 +226,13 @@ class Ledger:
                 )
             )
         self._head = _hash(entry)
+        self._runs.append(_run_of(entry))
         return event
+
+
+def _run_of(entry: Mapping[str, Any]) -> str:
+    about = entry.get("about")
+    return str(about.get("run", "")) if isinstance(about, dict) else ""
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lepton_fed.errors import LeptonError, Problem
@@ -36,7 +36,7 @@ class Checklist:
         self.exit_code = 0
 
     def add(
-        self, name: str, look: Callable[[], Found], say: Callable[[Found], str]
+        self, name: str, look: Callable[[], Found], say: Callable[[Found], str], remedy: str = ""
     ) -> Found | None:
         """Look at one thing.
 
@@ -44,6 +44,7 @@ class Checklist:
             name: What is looked at.
             look: Looks; raises a LeptonError when something is wrong.
             say: From what was found to a line of text.
+            remedy: What to do about a problem that does not say it itself.
 
         Returns:
             What was found; None when something is wrong.
@@ -52,7 +53,8 @@ class Checklist:
             found = look()
         except LeptonError as error:
             self.exit_code = self.exit_code or error.exit_code
-            self.checks.append(Check(name, problems=error.problems))
+            problems = tuple(replace(p, remedy=p.remedy or remedy) for p in error.problems)
+            self.checks.append(Check(name, problems=problems))
             return None
         self.checks.append(Check(name, say(found)))
         return found

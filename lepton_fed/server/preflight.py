@@ -7,8 +7,11 @@ from pathlib import Path
 from lepton_fed.config.schema import Rounds, ServerConf, StrategyConf
 from lepton_fed.core.ring import RingEncoding
 from lepton_fed.core.task import Task
-from lepton_fed.export.keys import load_private_key
-from lepton_fed.export.signature import fingerprint
+from lepton_fed.errors import Problem, Refused
+from lepton_fed.identity.certificates import check_certificate
+from lepton_fed.identity.keys import load_private_key, read_key_file
+from lepton_fed.identity.roster import read_roster
+from lepton_fed.identity.signature import fingerprint
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.strategies.build import build_strategy
@@ -31,7 +34,30 @@ def check_server(conf: ServerConf) -> Checklist:
         lambda: load_private_key(Path(conf.signing_key)),
         lambda key: fingerprint(key.public_key()),
     )
+    checks.add("roster", lambda: _check_roster(conf), str)
+    checks.add(
+        "certificate",
+        lambda: check_certificate(Path(conf.tls.certificate)),
+        str,
+    )
+    checks.add(
+        "certificate key",
+        lambda: read_key_file(Path(conf.tls.key), private=True),
+        lambda _: "only its owner reads it",
+    )
     return checks
+
+
+def _check_roster(conf: ServerConf) -> str:
+    roster = read_roster(Path(conf.roster), load_private_key(Path(conf.signing_key)).public_key())
+    count = len(roster.sites)
+    if count < conf.rounds.quorum:
+        raise Refused(
+            Problem("LF4216", f"the roster has {count} sites, the quorum is {conf.rounds.quorum}",
+                    where=conf.roster, key="rounds.quorum",
+                    remedy="enrol the sites: lepton-fed keys enrol NAME.enrol.json")
+        )  # fmt: skip
+    return f"version {roster.version}: {', '.join(site.name for site in roster.sites)}"
 
 
 def check_task(checks: Checklist, task: Task, seed: int) -> TaskKit | None:

@@ -7,7 +7,8 @@ round with fewer usable updates than the quorum leaves the model as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from lepton_fed.config.schema import Rounds
 from lepton_fed.core.exchange import MODEL, Ask, Reply
 from lepton_fed.core.layout import Layout, Vector, vector_digest
 from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.core.run_digest import RunDigest
 from lepton_fed.errors import Problem, RunError, UpdateRefused
 from lepton_fed.runs.events import EventLog
@@ -31,6 +33,19 @@ __all__ = ["Coordinator", "Outcome", "SiteRecord", "Transport"]
 
 
 _NOT_ASKED = Problem("LF4407", "it was not asked")
+_NO_REPLY = "LF5306"
+
+
+class Late(Protocol):
+    """A reply that came after its deadline."""
+
+    @property
+    def site(self) -> str:
+        """Return the name of the site."""
+
+    @property
+    def round_number(self) -> int:
+        """Return the round that it was asked in."""
 
 
 class Transport(Protocol):
@@ -39,13 +54,18 @@ class Transport(Protocol):
     def sites(self) -> Sequence[str]:
         """Return the names of the sites that can be asked now."""
 
-    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
+    def exchange(
+        self, asks: Mapping[str, Ask], deadline: Deadline | None = None
+    ) -> Iterator[Reply]:
         """Ask sites and yield their replies as they come, each site's at most once.
 
         Args:
             asks: What is asked of each site, by name.
-            patience_s: Seconds after which a site that has not answered is given up; None waits.
+            deadline: Tells when a site that has not answered is given up; None waits.
         """
+
+    def take_late(self) -> Sequence[Late]:
+        """Return which replies came too late since the last time; they were dropped."""
 
 
 @dataclass
@@ -97,6 +117,8 @@ class Coordinator:
         strategy: The strategy; only its server half is used.
         folder: The run's folder.
         log: Its event log.
+        pace: Sets the deadline of each round; None waits for every site.
+        clock: Tells seconds that never go back.
     """
 
     def __init__(
@@ -109,7 +131,11 @@ class Coordinator:
         *,
         folder: RunFolder,
         log: EventLog,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._pace = pace
+        self._clock = clock
         self._agreement = agreement
         self._task = agreement.task
         self._layout = layout
@@ -142,9 +168,12 @@ class Coordinator:
         state = self._strategy.server.init(model)
         digest = RunDigest(self._task.digest, self._seed)
         used = 0
-        size = self._rounds.cohort_size(len(names))
         for number in range(1, self._rounds.count + 1):
-            cohort = select_cohort(names, size, self._seed, number)
+            names = sorted(transport.sites()) if number > 1 else names
+            for name in names:
+                self._sites.setdefault(name, SiteRecord())
+            size = self._rounds.cohort_size(len(names))
+            cohort = select_cohort(names, size, self._seed, number) if names else ()
             self._log.emit(
                 "round.started", round=number, rounds=self._rounds.count, cohort=list(cohort)
             )
@@ -167,7 +196,7 @@ class Coordinator:
                         f"{self._rounds.quorum} usable updates", where=str(self._folder.events),
                         key="rounds.quorum", remedy="the event log says why replies were refused")
             )  # fmt: skip
-        metrics, bounds = self._last_evaluation(transport, names, state, model)
+        metrics, bounds = self._last_evaluation(transport, sorted(transport.sites()), state, model)
         return Outcome(model, digest.value, metrics, bounds, self._sites)
 
     def _round(
@@ -179,12 +208,12 @@ class Coordinator:
         model: Vector,
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
-        intake = Intake(self._strategy, self._layout, self._task, number, len(cohort),
+        intake = Intake(self._strategy, self._layout, self._task, number, max(1, len(cohort)),
                          len(self._sites), self._folder.path / "spill")  # fmt: skip
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
         try:
-            for reply in transport.exchange(dict.fromkeys(cohort, ask)):
+            for reply in self._exchange(transport, cohort, ask):
                 self._take(reply, cohort, intake, evaluation, number)
             # What sites evaluated is the model they received: that of the round before.
             self._report(evaluation, number - 1)
@@ -211,6 +240,26 @@ class Coordinator:
             return intake.contributors, after, moved
         finally:
             intake.close()
+
+    def _exchange(self, transport: Transport, cohort: Sequence[str], ask: Ask) -> Iterator[Reply]:
+        """Ask a cohort within the round's deadline; learn what each site takes."""
+        deadline = None
+        if self._pace is not None:
+            sent = sum(vector.nbytes for vector in ask.vectors.values())
+            deadline = self._pace.deadline(cohort, sent)
+        started = self._clock()
+        for reply in transport.exchange(dict.fromkeys(cohort, ask), deadline):
+            late = reply.refusal is not None and reply.refusal.code == _NO_REPLY
+            if self._pace is not None and ask.train and (late or reply.refusal is None):
+                self._pace.note(reply.site, self._clock() - started)
+            yield reply
+        for late_reply in transport.take_late():
+            self._log.emit(
+                "reply.late",
+                round=ask.round_number,
+                site=late_reply.site,
+                asked_in_round=late_reply.round_number,
+            )
 
     def _take(
         self,
@@ -293,8 +342,8 @@ class Coordinator:
         number = self._rounds.count
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=False)
-        for reply in transport.exchange(dict.fromkeys(names, ask)):
-            problem = None if reply.site in self._sites else _NOT_ASKED
+        for reply in self._exchange(transport, names, ask):
+            problem = None if reply.site in names else _NOT_ASKED
             if reply.site in evaluation.sites:
                 problem = SECOND_REPLY
             if problem is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.models.build import write_local, write_vector
 from lepton_fed.simulations.population import SiteRows
-from lepton_fed.simulations.sequential import Simulation, agreement_of
+from lepton_fed.simulations.sequential import agreement_of
 from lepton_fed.strategies.base import DELTA, PlainSite
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
@@ -48,20 +49,30 @@ class Comparison:
     federated_all: Mapping[str, float]
 
 
-def compare_with_alone(done: Simulation, conf: SimulationConf) -> list[Comparison]:
+def compare_with_alone(
+    kit: TaskKit,
+    model: Vector,
+    population: Sequence[SiteRows],
+    folder: Path,
+    conf: SimulationConf,
+) -> list[Comparison]:
     """Train each site's model alone and hold it beside the global one.
 
     Args:
-        done: A finished simulation.
-        conf: Its conf.
+        kit: The task's kit.
+        model: The global model, ``[layout.size]`` float32.
+        population: The sites' rows.
+        folder: Receives the baseline's own ledgers.
+        conf: Task, rounds, privacy and seed of both.
 
     Raises:
         RunError: A site could not train alone.
     """
-    federated_own, federated_all = _measure(done.kit, done.outcome.model, done.population)
+    federated_own, federated_all = _measure(kit, model, population)
     found = []
-    for index, rows in enumerate(done.population):
-        alone_own, alone_all = _measure(done.kit, _train_alone(done, conf, rows), done.population)
+    for index, rows in enumerate(population):
+        alone = _train_alone(kit, rows, folder, conf)
+        alone_own, alone_all = _measure(kit, alone, population)
         found.append(
             Comparison(
                 rows.name,
@@ -75,9 +86,8 @@ def compare_with_alone(done: Simulation, conf: SimulationConf) -> list[Compariso
     return found
 
 
-def _train_alone(done: Simulation, conf: SimulationConf, rows: SiteRows) -> Vector:
-    kit = done.kit
-    agreement = agreement_of(conf, f"{done.folder.name}-alone", StrategyConf("alone"))
+def _train_alone(kit: TaskKit, rows: SiteRows, folder: Path, conf: SimulationConf) -> Vector:
+    agreement = agreement_of(conf, "alone", StrategyConf("alone"))
     site = Site(
         rows.name,
         kit,
@@ -86,7 +96,7 @@ def _train_alone(done: Simulation, conf: SimulationConf, rows: SiteRows) -> Vect
         rows.held_out,
         agreement,
         devices=[torch.device("cpu")],
-        folder=done.folder.path / "alone" / rows.name,
+        folder=folder / rows.name,
     )
     model = kit.initial.copy()
     try:

@@ -6,12 +6,9 @@ ClientApp on an in-process Grid, hence the same run digest.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from lepton_fed.clients.site import Site
@@ -19,11 +16,10 @@ from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import Loaded
 from lepton_fed.config.schema import SimulationConf, StrategyConf
 from lepton_fed.core.exchange import Ask, Reply
-from lepton_fed.core.layout import vector_digest
-from lepton_fed.errors import LeptonError, RunError
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder
-from lepton_fed.runs.summary import RunSummary, SiteSummary
+from lepton_fed.runs.summary import RunSummary
+from lepton_fed.server.execution import execute, recorded
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.simulations.open_files import room_for_ledgers
@@ -35,8 +31,6 @@ from lepton_fed.training.kit import TaskKit, build_kit
 from lepton_fed.training.noise import check_trainable, plan_noise
 
 __all__ = ["Simulation", "agreement_of", "plan_privacy", "simulate"]
-
-_LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -78,7 +72,6 @@ def simulate(
             already recorded stays.
     """
     conf = loaded.conf
-    started = time.monotonic()
     chosen = strategy or build_strategy(conf.strategy)
     devices = devices_of(conf.device)
     kit = build_kit(conf.task, conf.seed)
@@ -92,20 +85,7 @@ def simulate(
         folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
         named = conf.strategy if strategy is None else StrategyConf(strategy.name)
         agreement = agreement_of(conf, folder.name, named)
-        log = stack.enter_context(_recorded(EventLog(folder.events, listeners)))
-        log.emit(
-            "run.started",
-            run=folder.name,
-            task=conf.task.digest,
-            layout=kit.layout.digest,
-            parameters=kit.layout.size,
-            seed=conf.seed,
-            rounds=conf.rounds.count,
-            strategy=chosen.name,
-            sites=[rows.name for rows in population],
-            record_dp=conf.privacy.record.enabled,
-            outside_epsilon=outside_epsilon(conf),
-        )
+        log = stack.enter_context(recorded(EventLog(folder.events, listeners)))
         sites: dict[str, Site] = {}
         for index, rows in enumerate(population):
             site = Site(
@@ -121,48 +101,18 @@ def simulate(
             )
             stack.callback(site.close)
             sites[rows.name] = site
-        coordinator = Coordinator(
-            agreement,
-            conf.rounds,
-            kit.layout,
-            kit.plan,
+        outcome, summary = execute(
+            conf,
             chosen,
-            folder=folder,
-            log=log,
+            kit,
+            agreement,
+            [rows.name for rows in population],
+            folder,
+            log,
+            lambda coordinator: _run_on_flower(coordinator, sites, kit),
+            one_kind_of_device=conf.device == "cpu",
         )
-        outcome = _run_on_flower(coordinator, sites, kit)
-        about = {"layout": kit.layout.digest, "task": conf.task.digest, "digest": outcome.digest}
-        folder.write_model(kit.layout, outcome.model, about)
-        summary = _summary(conf, chosen, kit, outcome, folder, time.monotonic() - started)
-        log.emit(
-            "run.finished", digest=outcome.digest, metrics=summary.metrics, seconds=summary.seconds
-        )
-        summary = replace(summary, events=log.head)
-        folder.write_summary(summary)
     return Simulation(folder, summary, kit, population, outcome)
-
-
-@contextmanager
-def _recorded(log: EventLog) -> Iterator[EventLog]:
-    """Close a run's log in the end; let it say why, when the run ends before its time."""
-    try:
-        yield log
-    except BaseException as error:
-        # As far as it can be written: what ended the run is the error to tell.
-        with suppress(RunError):
-            log.emit("run.failed", code=_code_of(error))
-        with suppress(RunError):
-            log.close()
-        raise
-    log.close()
-
-
-def _code_of(error: BaseException) -> str:
-    if isinstance(error, LeptonError):
-        return error.code
-    if isinstance(error, KeyboardInterrupt):
-        return "LF5211"
-    return "LF5401" if isinstance(error, OSError) else "LF5212"
 
 
 def agreement_of(conf: SimulationConf, run: str, strategy: StrategyConf) -> Agreement:
@@ -199,13 +149,6 @@ def plan_privacy(
     }
 
 
-def outside_epsilon(conf: SimulationConf) -> list[str]:
-    """Return the numbers derived from rows that leave the sites uncovered by epsilon."""
-    if not conf.privacy.record.enabled:
-        return []
-    return list(conf.privacy.outside_epsilon) if conf.rounds.evaluate else []
-
-
 def _run_on_flower(coordinator: Coordinator, sites: dict[str, Site], kit: TaskKit) -> Outcome:
     from lepton_fed.flower.transport import run_in_process
 
@@ -214,46 +157,4 @@ def _run_on_flower(coordinator: Coordinator, sites: dict[str, Site], kit: TaskKi
 
     return run_in_process(
         list(sites), answer, lambda transport: coordinator.run(transport, kit.initial)
-    )
-
-
-def _summary(
-    conf: SimulationConf,
-    strategy: Strategy,
-    kit: TaskKit,
-    outcome: Outcome,
-    folder: RunFolder,
-    seconds: float,
-) -> RunSummary:
-    record = conf.privacy.record
-    return RunSummary(
-        run=folder.name,
-        task=conf.task.digest,
-        layout=kit.layout.digest,
-        model=vector_digest(kit.layout, outcome.model),
-        digest=outcome.digest,
-        repeatable=conf.device == "cpu" and not record.enabled and strategy.server.needs == "sum",
-        seed=conf.seed,
-        rounds=conf.rounds.count,
-        strategy=strategy.name,
-        parameters=kit.layout.size,
-        metrics=dict(outcome.metrics),
-        error_bounds=dict(outcome.error_bounds),
-        delta=record.delta if record.enabled else None,
-        clip=record.clip if record.enabled else None,
-        outside_epsilon=outside_epsilon(conf),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 3),
-        versions={name: version(name) for name in _LIBRARIES},
-        sites=[
-            SiteSummary(
-                name=name,
-                rounds=site.rounds,
-                metrics=site.metrics,
-                epsilon=site.epsilon,
-                noise_multiplier=site.noise_multiplier,
-                update_bytes=site.update_bytes,
-            )
-            for name, site in sorted(outcome.sites.items())
-        ],
     )

@@ -24,8 +24,8 @@ from lepton_fed.errors import BundleRefused
 from lepton_fed.export.bundle import verify_bundle
 from lepton_fed.export.manifest import MAX_MANIFEST_BYTES, Parity, ParityCheck, Release
 from lepton_fed.export.predict import predict
-from lepton_fed.export.signature import PrivateKey, sign
 from lepton_fed.export.writing import write_bundle
+from lepton_fed.identity.signature import PrivateKey, sign
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 
 KEY = PrivateKey.from_private_bytes(bytes(range(32)))

@@ -152,7 +152,11 @@ def test_the_demo_does_the_whole_line(tmp_path: Path) -> None:
     first, second = told["digests_without_dp"]
     assert first == second
     assert "LF4112" in told["tampered"]
-    assert told["correct"] > 0.88  # the DP noise is drawn anew each time
+    assert set(told["sites"]) == {"north", "east", "south"}
+    for site in told["sites"].values():
+        assert site["correct"] > 0.88  # the DP noise is drawn anew each time
+        assert site["version"] == 1  # in use at the site, after the push
+        assert site["bytes_sent"] > 20 * 4 * told["summary"]["parameters"]
     assert [site["name"] for site in told["summary"]["sites"]] == ["east", "north", "south"]
     for site in told["summary"]["sites"]:
         assert 7.9 < site["epsilon"] <= 8.0

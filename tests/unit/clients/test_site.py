@@ -18,7 +18,7 @@ from lepton_fed.clients import site as site_module
 from lepton_fed.clients.site import EVALUATION, Site
 from lepton_fed.config import plugins
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Privacy, RecordPrivacy, StrategyConf
+from lepton_fed.config.schema import Budget, Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Update
 from lepton_fed.core.task import (
     Aggregation,
@@ -32,7 +32,7 @@ from lepton_fed.core.task import (
     TrainingSpec,
 )
 from lepton_fed.data.dataset import Dataset
-from lepton_fed.errors import DataError, LeptonError, Problem, Refused, TaskError
+from lepton_fed.errors import BudgetExceeded, DataError, LeptonError, Problem, Refused, TaskError
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.strategies.base import DELTA, PlainSite
@@ -67,16 +67,27 @@ def build(tmp_path):
     """Build sites that are closed at the end."""
     sites = []
 
-    def one(task=TASK, rule=None, privacy=None, rows=None, held_out=None, name="north", kit=None):
+    def one(
+        task=TASK,
+        rule=None,
+        privacy=None,
+        rows=None,
+        held_out=None,
+        name="north",
+        kit=None,
+        agreement=None,
+        **ledger,
+    ):
         site = Site(
             name,
             kit or build_kit(task, SEED),
             rule or PlainSite(),
             dataset(40) if rows is None else rows,
             dataset(10, seed=1) if held_out is None else held_out,
-            agreed(task, privacy),
+            agreement or agreed(task, privacy),
             devices=CPU,
             folder=tmp_path / name,
+            **ledger,
         )
         sites.append(site)
         return site
@@ -547,7 +558,7 @@ import numpy as np
 import torch
 from lepton_fed.clients import site
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Privacy, RecordPrivacy, StrategyConf
+from lepton_fed.config.schema import Budget, Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import Ask
 from lepton_fed.core.task import Column, DataContract, ModelSpec, Target, Task, TrainingSpec
 from lepton_fed.data.dataset import Dataset
@@ -588,6 +599,110 @@ def test_a_site_killed_between_charge_and_training_has_spent_the_round(tmp_path)
 
 def test_an_update_is_nothing_but_floats_a_weight_and_a_digest(build):
     reply = build(privacy=DP).answer(ask(evaluate=True, privacy=DP))
-    assert {field.name for field in fields(Update)} == {"layout", "vectors", "weight"}
+    assert {field.name for field in fields(Update)} == {"layout", "vectors", "weight", "norms"}
     assert {vector.dtype for vector in reply.update.vectors.values()} == {np.dtype(np.float32)}
     assert all(math.isfinite(value) for value in reply.update.vectors[DELTA])
+
+
+@dataclass(frozen=True)
+class Sends(PlainSite):
+    """Sends what it is told to."""
+
+    told: tuple = ()
+
+    def update(self, memory, delta, steps, learning_rate):
+        return {name: vector.copy() for name, vector in self.told}, {"kept": delta}
+
+
+def bounded(bound):
+    return replace(TASK, aggregation=Aggregation(norm_bound=bound))
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.37, 5.0, 1e12])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 3e30])
+def test_each_vector_of_an_update_is_scaled_down_to_the_norm_bound_by_itself(build, bound, scale):
+    draws = np.random.Generator(np.random.PCG64(7))
+    sent = {
+        name: (scale * factor * draws.normal(size=6)).astype(np.float32)
+        for name, factor in ((DELTA, 1.0), ("control", 0.01))
+    }
+    task = bounded(bound)
+    update = build(task, Sends(told=tuple(sent.items()))).answer(ask(task)).update
+    for name, vector in sent.items():
+        before = math.sqrt(math.fsum(float(x) ** 2 for x in vector))
+        assert update.norms[name] == pytest.approx(before, rel=1e-12)
+        found = update.vectors[name]
+        assert found.dtype == np.float32
+        if before <= bound:
+            assert found.tobytes() == vector.tobytes(), "to the bit"
+        else:
+            after = math.sqrt(math.fsum(float(x) ** 2 for x in found))
+            assert bound * (1 - 2e-6) < after <= bound
+            np.testing.assert_allclose(found, vector * (bound / before), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_update_that_is_not_finite_does_not_leave_and_changes_nothing(build, value):
+    rule = Sends(told=((DELTA, np.zeros(6, np.float32)), ("c", np.array([value] * 6, np.float32))))
+    site = build(rule=rule)
+    assert refusal(site.answer(ask())).code == "LF5312"
+    assert (site._state, site._newest_round) == ({}, 0)
+
+
+def in_run(run, privacy=DP):
+    return replace(agreed(privacy=privacy), run=run)
+
+
+def test_a_run_that_does_not_fit_into_the_rest_of_the_budget_is_refused_before_its_first_round(
+    build, tmp_path
+):
+    budget = Budget(epsilon=4.0)  # one run of epsilon 3 and a little more
+    first = build(privacy=DP, agreement=in_run("one"), budget=budget, dataset="d" * 64)
+    for number in (1, 2, 3):
+        asked = ask(round_number=number, privacy=DP, agreement=in_run("one").digest)
+        assert first.answer(asked).update is not None
+    first.close()
+    lines = (tmp_path / "north" / "ledger.jsonl").read_bytes()
+    with pytest.raises(BudgetExceeded) as caught:
+        build(privacy=DP, agreement=in_run("two"), budget=budget, dataset="d" * 64)
+    assert caught.value.code == "LF4207"
+    assert (tmp_path / "north" / "ledger.jsonl").read_bytes() == lines
+    again = build(privacy=DP, agreement=in_run("one"), budget=budget, dataset="d" * 64)
+    again.close()  # the run that was planned for may go on, and the ledger was let go of
+    smaller = replace(DP, record=replace(DP.record, epsilon=0.2))
+    rows = dataset(39, seed=9)  # another seed of the run splits other rows off
+    third = build(
+        privacy=smaller,
+        agreement=in_run("three", smaller),
+        budget=budget,
+        dataset="d" * 64,
+        rows=rows,
+    )
+    assert third.epsilon == 0, "what other runs cost is not said"
+    third.close()
+    with pytest.raises(Refused) as changed:
+        build(privacy=smaller, agreement=in_run("four", smaller), budget=budget, dataset="e" * 64)
+    assert changed.value.code == "LF4205"
+
+
+def test_a_run_costs_what_was_agreed_to_however_large_the_budget_is(build):
+    budget, digest = Budget(epsilon=50.0), in_run("one").digest
+    trained = []
+    for _ in range(5):  # the same round again and again, after restarts
+        site = build(privacy=DP, agreement=in_run("one"), budget=budget, dataset="d" * 64)
+        reply = site.answer(ask(privacy=DP, agreement=digest))
+        trained.append(reply.update is not None)
+        assert reply.epsilon <= 3.0
+        site.close()
+    assert trained == [True, True, True, False, False]
+    assert reply.refusal.code == "LF4508"
+    other = build(privacy=DP, agreement=in_run("two"), budget=budget, dataset="d" * 64)
+    reply = other.answer(ask(privacy=DP, agreement=in_run("two").digest))
+    event = SampledGaussian(other.noise_multiplier, 8 / 40, 5)
+    assert reply.epsilon == epsilon_of([event], 1e-5), "of this run alone"
+
+
+def test_a_budget_without_epsilon_allows_no_training_with_dp(build):
+    with pytest.raises(BudgetExceeded):
+        build(privacy=DP, budget=Budget(), dataset="d" * 64)
+    assert build(budget=Budget(), dataset="d" * 64).answer(ask()).update is not None

@@ -120,9 +120,12 @@ class Direct:
     def sites(self):
         return list(self._sites)
 
-    def exchange(self, asks, patience_s=None):
+    def exchange(self, asks, deadline=None):
         for name, asked in asks.items():
             yield self._sites[name].answer(asked)
+
+    def take_late(self):
+        return []
 
 
 def run(task, strategy, sites, folder, privacy=None):

@@ -16,7 +16,7 @@ from torch import nn
 from lepton_fed.core.task import Column, DataContract, Step, Target, Task
 from lepton_fed.export.onnx import export_onnx
 from lepton_fed.export.release import ExportReport, export_model
-from lepton_fed.export.signature import PrivateKey
+from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 
 KEY = PrivateKey.from_private_bytes(bytes(range(32)))

@@ -14,7 +14,7 @@ from lepton_fed.core.task import ModelSpec
 from lepton_fed.errors import TaskError
 from lepton_fed.export.bundle import verify_bundle
 from lepton_fed.export.release import ExportReport, export_model
-from lepton_fed.export.signature import PrivateKey, fingerprint
+from lepton_fed.identity.signature import PrivateKey, fingerprint
 
 KEY = PrivateKey.from_private_bytes(bytes(range(32)))
 

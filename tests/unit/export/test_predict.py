@@ -21,7 +21,7 @@ from lepton_fed.export.predict import (
     write_predictions,
 )
 from lepton_fed.export.release import ExportReport
-from lepton_fed.export.signature import VerifiedBytes
+from lepton_fed.identity.signature import VerifiedBytes
 
 
 def bundle_of(exported: ExportReport, case: Any) -> VerifiedBundle:

@@ -33,8 +33,8 @@ from lepton_fed.export.manifest import (
     parse_manifest,
 )
 from lepton_fed.export.release import ExportReport
-from lepton_fed.export.signature import PrivateKey, VerifiedBytes, fingerprint
 from lepton_fed.export.writing import write_bundle
+from lepton_fed.identity.signature import PrivateKey, VerifiedBytes, fingerprint
 from lepton_fed.runs.summary import SiteSummary
 
 KEY = PrivateKey.from_private_bytes(bytes(range(32)))
@@ -308,7 +308,7 @@ def test_the_documented_shell_commands_verify_a_bundle(
 
 def test_reading_and_using_a_bundle_needs_no_torch() -> None:
     code = (
-        "import sys, lepton_fed.export.predict, lepton_fed.export.keys;"
+        "import sys, lepton_fed.export.predict, lepton_fed.identity.keys;"
         "sys.exit(bool({'torch', 'flwr', 'opacus', 'sklearn', 'omegaconf'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,19 +7,60 @@ lepton_fed/flower/compat.py, grid.py, records.py and stock.py, and only then mov
 from __future__ import annotations
 
 import inspect
+import re
+import time
+from dataclasses import fields
+from pathlib import Path
 
 import flwr
 import flwr.serverapp.strategy as stock
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.serde import (
+    context_from_proto,
+    context_to_proto,
+    fab_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+    run_from_proto,
+    user_config_to_proto,
+)
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    UnregisterNodeRequest,
+)
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
+from flwr.supercore.constant import TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.run import Run
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.config_loader import SuperLinkLifespanConfig
+from flwr.superlink.grid import HttpGrid
+from flwr.superlink.main import create_app
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from lepton_fed.flower import compat
 from lepton_fed.flower.compat import COORDINATOR_NODE, set_identity, set_message_id
@@ -44,12 +85,109 @@ def test_this_is_the_flwr_that_was_checked() -> None:
 
 
 def test_compat_offers_what_is_checked_here() -> None:
-    assert compat.__all__ == [
-        "COORDINATOR_NODE",
-        "AppExitException",
-        "set_identity",
-        "set_message_id",
-    ]
+    text = Path(compat.__file__).read_text()
+    checked = Path(__file__).read_text()
+    private = re.findall(
+        r"^from (flwr\.(?!app import)[\w.]+) import \(?([\w,\s]+?)\)?$", text, re.MULTILINE
+    )
+    names = {name.strip() for _, listed in private for name in listed.split(",") if name.strip()}
+    assert {name.split(" as ")[0] for name in names if name not in checked} == set()
+
+
+def parameters(of: object) -> set[str]:
+    return set(inspect.signature(of).parameters)  # type: ignore[arg-type]
+
+
+def test_a_superlink_is_an_asgi_app_made_from_these_settings() -> None:
+    assert parameters(create_app) >= {"config"}
+    assert {f.name for f in fields(SuperLinkLifespanConfig)} == {
+        "control_address", "health_server_address", "host", "port", "insecure", "certificates",
+        "superexec_auth_secret", "authn_plugin", "event_log_plugin", "fleet_event_log_plugin",
+        "enable_event_log", "artifact_provider", "enable_supernode_auth", "fleet_api_type",
+        "fleet_api_address", "simulation", "ssl_ca_certfile", "ssl_certfile", "ssl_keyfile",
+        "database", "isolation", "runtime_dependency_install",
+    }  # fmt: skip
+    assert callable(SuperLinkLifespan.startup)
+    assert NoOpControlAuthnPlugin()
+
+
+def test_the_fleet_api_alone_is_below_its_path() -> None:
+    """Nothing that starts runs, enrols keys or hands out tasks may stand below the public path."""
+    paths = set(create_app(None, SuperLinkLifespan).openapi()["paths"])
+    public = {path for path in paths if path.startswith(compat.FLEET_PATH)}
+    assert {path.removeprefix(compat.FLEET_PATH) for path in public} == {
+        "register-node", "unregister-node", "activate-node", "deactivate-node",
+        "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab",
+        "push-object", "pull-object", "confirm-message-received",
+    }  # fmt: skip
+    assert any("/control/" in path for path in paths - public)
+    assert any("/runtime/" in path for path in paths - public)
+
+
+def test_the_control_api_enrols_lists_and_starts() -> None:
+    for call in ("RegisterNode", "UnregisterNode", "ListNodes", "StartRun"):
+        assert callable(getattr(ControlHttpClient, call))
+    assert parameters(ControlHttpClient.from_server_address) >= {
+        "server_address", "insecure", "root_certificates", "interceptors"
+    }  # fmt: skip
+    for request in (ListNodesRequest, RegisterNodeRequest, StartRunRequest, UnregisterNodeRequest):
+        assert request()
+    assert parameters(user_config_to_proto) == {"user_config"}
+    assert fab_to_proto(Fab("0" * 64, b"", {})).hash_str == "0" * 64
+
+
+def test_tasks_are_taken_kept_alive_and_ended_through_the_runtime_api() -> None:
+    for call in ("AcquireTask", "PullTaskInput", "PushTaskOutput", "SendTaskHeartbeat"):
+        assert callable(getattr(RuntimeHttpClient, call))
+    assert frozenset({"/flwr.proto.Runtime/AcquireTask"}) == compat._ACQUIRE
+    assert parameters(SuperExecAuthHttpInterceptor) == {"master_secret", "protected_methods"}
+    assert parameters(RuntimeTokenHttpInterceptor) == {"token"}
+    assert parameters(RuntimeVersionHttpInterceptor) >= {"component_name"}
+    for message in (AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest,
+                    SendTaskHeartbeatRequest):  # fmt: skip
+        assert message() is not None
+    assert "flwr-clientapp" == str(TaskType.CLIENT_APP) != str(TaskType.SERVER_APP)
+    assert {SubStatus.COMPLETED, SubStatus.FAILED} == {"completed", "failed"}
+    assert callable(context_from_proto)
+    assert callable(context_to_proto)
+    assert callable(run_from_proto)
+    assert {"fab_id", "run_id"} <= {f.name for f in fields(Run)}
+
+
+def test_the_grid_connects_through_a_method_that_can_be_replaced() -> None:
+    assert callable(HttpGrid._connect)
+    assert issubclass(compat.PrivateGrid, HttpGrid)
+    names = HttpGrid._connect.__code__.co_names
+    assert {"_client", "_addr", "_token"} <= set(names)
+    assert isinstance(HttpGrid._runtime_client, property)
+
+
+def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:
+    assert parameters(pull_task_input) == {"client"}
+    assert parameters(push_message) == {"client", "message", "context"}
+    assert parameters(push_task_output) == {"client", "context", "sub_status", "details"}
+
+
+def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.cli import flower_supernode
+
+    monkeypatch.setitem(vars(start_client_internal), "time", start_client_internal.time)
+    compat.cap_supernode_polls(0.01)
+    before = time.monotonic()
+    start_client_internal.time.sleep(30)
+    assert time.monotonic() - before < 10
+    assert "time.sleep(3)" in inspect.getsource(start_client_internal.start_client_internal)
+    assert callable(flower_supernode)
+
+
+def test_objects_on_their_way_are_looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = dict(inflatable_utils.pull_objects.__kwdefaults__ or {})
+    monkeypatch.setattr(inflatable_utils.pull_objects, "__kwdefaults__", defaults)
+    compat.hasten_pulls()
+    assert inspect.signature(inflatable_utils.pull_objects).parameters[
+        "initial_backoff"
+    ].default == pytest.approx(0.05)
 
 
 def test_a_message_needs_an_identity_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from lepton_fed.config.schema import Privacy, Rounds, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Layout
 from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.pace import Deadline
 from lepton_fed.core.task import Aggregation, Task
 from lepton_fed.errors import ConfError, Refused, RunError
 from lepton_fed.flower.stock import from_flower
@@ -255,12 +256,17 @@ class Sites:
     def sites(self) -> Sequence[str]:
         return ["a", "b", "c", "d"]
 
-    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
-        del patience_s
+    def exchange(
+        self, asks: Mapping[str, Ask], deadline: Deadline | None = None
+    ) -> Iterator[Reply]:
+        del deadline
         for number, (site, ask) in enumerate(asks.items()):
             delta = np.full(SIZE, number, np.float32) - ask.vectors[MODEL]
             fields = {"vectors": {DELTA: delta}, "weight": 1.0} | self.bad.get(site, {})
             yield Reply(site, update=Update(self.layout.digest, **fields))
+
+    def take_late(self) -> list[Any]:
+        return []
 
 
 def coordinated(strategy: Strategy, bad: dict[str, Any], tmp_path: Path) -> tuple[Outcome, Any]:

@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
+from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import DataError, Problem
 from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.flower.records import reply_to_record
@@ -272,11 +273,11 @@ def test_a_site_that_does_not_answer_is_given_up_after_the_patience() -> None:
     grid = Silent(ClientApp(), [{}, {}])
     nodes = dict(zip(SITES, grid.get_node_ids(), strict=False))
     transport = GridTransport(grid, nodes, sleep=nap, clock=lambda: passed[0])
-    replies = list(transport.exchange(dict.fromkeys(nodes, ask()), patience_s=3.0))
+    replies = list(transport.exchange(dict.fromkeys(nodes, ask()), Deadline(1.0, 3, 30.0)))
     assert [(r.site, r.refusal.code) for r in replies if r.refusal] == [
         (site, "LF5306") for site in nodes
     ]
-    assert 3.0 <= passed[0] < 4.0
+    assert 30.0 <= passed[0] < 31.0
 
 
 def test_sites_can_be_asked_for_different_things() -> None:

@@ -15,6 +15,7 @@ from lepton_fed.config.schema import Privacy, Rounds, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Layout, Vector
 from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.pace import Deadline
 from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Column, DataContract, Target, Task
 from lepton_fed.runs.events import Event, EventLog, read_events
@@ -40,11 +41,16 @@ class MemoryTransport:
     def sites(self) -> Sequence[str]:
         return list(self.answers)
 
-    def exchange(self, asks: Mapping[str, Ask], patience_s: float | None = None) -> Iterator[Reply]:
-        del patience_s
+    def exchange(
+        self, asks: Mapping[str, Ask], deadline: Deadline | None = None
+    ) -> Iterator[Reply]:
+        del deadline
         self.asked.append((tuple(asks), next(iter(asks.values()))))
         for site in self.order(list(asks)):
             yield from self.answers[site](asks[site])
+
+    def take_late(self) -> list[Any]:
+        return []
 
 
 @dataclass

@@ -186,7 +186,7 @@ def test_a_reply_from_a_site_outside_the_cohort_is_refused(world: Any) -> None:
 
     eager = world.transport()
 
-    def all_reply(asks: Any, patience_s: float | None = None) -> Any:
+    def all_reply(asks: Any, deadline: Any = None) -> Any:
         ask = next(iter(asks.values()))
         for site in "dcba":
             yield from eager.answers[site](ask)

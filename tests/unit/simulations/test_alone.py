@@ -12,8 +12,14 @@ from torch.nn import functional
 from lepton_fed.clients import site as site_module
 from lepton_fed.errors import RunError
 from lepton_fed.models.build import build_model, write_vector
-from lepton_fed.simulations.alone import compare_with_alone
+from lepton_fed.simulations.alone import compare_with_alone as compare
 from lepton_fed.simulations.sequential import simulate
+
+
+def compare_with_alone(done, conf):
+    """Compare the sites of a finished simulation."""
+    folder = done.folder.path / "alone"
+    return compare(done.kit, done.outcome.model, done.population, folder, conf)
 
 
 def test_a_single_site_gains_nothing_and_loses_nothing(load):
@@ -71,7 +77,7 @@ def test_training_alone_is_charged_to_a_ledger_of_its_own(load, private):
         assert (done.folder.site(name) / "ledger.jsonl").read_bytes() == content
         own = (done.folder.path / "alone" / name / "ledger.jsonl").read_text().splitlines()
         assert [json.loads(line)["about"]["round"] for line in own] == [1, 2, 3]
-        assert json.loads(own[0])["about"]["run"] == f"{done.folder.name}-alone"
+        assert json.loads(own[0])["about"]["run"] == "alone"
 
 
 def test_a_site_that_cannot_train_alone_is_named(load, monkeypatch):

@@ -11,9 +11,9 @@ import torch
 from lepton_fed.data.read import read
 from lepton_fed.errors import BundleRefused, RunError, TaskError
 from lepton_fed.export.bundle import verify_bundle
-from lepton_fed.export.keys import generate_key, load_public_key
 from lepton_fed.export.predict import ClassPredictions, NumberPredictions, predict
-from lepton_fed.simulations.release import export_run, next_version
+from lepton_fed.identity.keys import generate_key, load_public_key
+from lepton_fed.server.release import export_run, next_version
 from lepton_fed.simulations.sequential import simulate
 
 MLP = {"name": "mlp", "arguments": {"hidden": [8]}}

@@ -236,7 +236,7 @@ def test_a_run_that_failed_says_so_and_has_no_summary(load, tmp_path):
     (folder,) = list_runs(tmp_path / "runs")
     events = read_events(folder.events)
     assert events[-1]["event"] == "run.failed"
-    assert {e["code"] for e in events if e["event"] == "reply.refused"} == {"LF4405"}
+    assert {e["code"] for e in events if e["event"] == "reply.refused"} == {"LF5312"}
     assert folder.read_summary() is None
 
 

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
 
 from lepton_fed.errors import Refused
-from lepton_fed.export import keys
-from lepton_fed.export.keys import generate_key, load_private_key, load_public_key
-from lepton_fed.export.signature import fingerprint, sign, verify
+from lepton_fed.identity import keys
+from lepton_fed.identity.keys import generate_key, load_private_key, load_public_key
+from lepton_fed.identity.signature import fingerprint, sign, verify
 
 
 @pytest.fixture

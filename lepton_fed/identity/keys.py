@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
 from lepton_fed.errors import Problem, Refused
-from lepton_fed.export.signature import PrivateKey, PublicKey
+from lepton_fed.identity.signature import PrivateKey, PublicKey
 
-__all__ = ["generate_key", "load_private_key", "load_public_key"]
+__all__ = [
+    "generate_key",
+    "load_private_key",
+    "load_public_key",
+    "read_key_file",
+    "write_key_files",
+]
 
 _MAX_KEY_BYTES = 16 * 1024
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -48,11 +55,25 @@ def generate_key(path: Path) -> PublicKey:
     public_pem = public.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
+    write_key_files({public_path: (public_pem, 0o644), path: (private_pem, 0o600)})
+    return public
+
+
+def write_key_files(files: Mapping[Path, tuple[bytes, int]]) -> None:
+    """Write files that must not exist yet: all of them, or none.
+
+    Args:
+        files: Content and mode of each, by path. A missing folder is made, for its owner only.
+
+    Raises:
+        Refused: LF4156, one of the files exists; LF4157, a file cannot be written.
+    """
     written: list[Path] = []
+    path = next(iter(files))
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file, content, mode in ((public_path, public_pem, 0o644), (path, private_pem, 0o600)):
-            _write_new(file, content, mode, written)
+        for path, (content, mode) in files.items():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write_new(path, content, mode, written)
     except OSError as error:
         for file in written:
             file.unlink(missing_ok=True)
@@ -66,7 +87,6 @@ def generate_key(path: Path) -> PublicKey:
         raise _refused(
             "LF4157", path, f"cannot write the key: {error.strerror}", "choose a writable folder"
         ) from error
-    return public
 
 
 def load_private_key(path: Path) -> PrivateKey:
@@ -79,7 +99,7 @@ def load_private_key(path: Path) -> PrivateKey:
         Refused: LF4151, no such file; LF4152, others may read it; LF4153, not a key;
             LF4154, a key of another kind; LF4155, encrypted; LF4157, cannot be read.
     """
-    pem = _read(path, private=True)
+    pem = read_key_file(path, private=True)
     if b"PUBLIC KEY-----" in pem:
         raise _refused(
             "LF4154", path, "this is the public half of a key", "give the .pem file beside it"
@@ -110,7 +130,7 @@ def load_public_key(path: Path) -> PublicKey:
         Refused: LF4151, no such file; LF4153, not a key; LF4154, a key of another kind;
             LF4157, cannot be read.
     """
-    pem = _read(path, private=False)
+    pem = read_key_file(path, private=False)
     if b"PRIVATE KEY-----" in pem:
         raise _refused(
             "LF4154", path, "this is the private half of a key", "give the .pub file beside it"
@@ -134,7 +154,18 @@ def _write_new(path: Path, content: bytes, mode: int, written: list[Path]) -> No
         os.fsync(file.fileno())
 
 
-def _read(path: Path, *, private: bool) -> bytes:
+def read_key_file(path: Path, *, private: bool, limit: int = _MAX_KEY_BYTES) -> bytes:
+    """Return the content of a key file.
+
+    Args:
+        path: The file.
+        private: Nobody but its owner may read it.
+        limit: Most bytes that it may have.
+
+    Raises:
+        Refused: LF4151, no such file; LF4152, others may read it; LF4153, it is too large for a
+            key; LF4157, it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             # Asked of the open file: a name could point elsewhere by the time it is read.
@@ -146,17 +177,26 @@ def _read(path: Path, *, private: bool) -> bytes:
                     f"others may use this private key (mode {stat.S_IMODE(found.st_mode):03o})",
                     f"chmod 600 {path}; if others had access, make a new key",
                 )
-            content = file.read(_MAX_KEY_BYTES + 1)
+            content = file.read(limit + 1)
     except FileNotFoundError:
-        remedy = "lepton-fed init makes one" if private else "ask the coordinator for its .pub file"
-        raise _refused("LF4151", path, "there is no such key file", remedy) from None
+        raise _refused(
+            "LF4151", path, "there is no such file", _remedy_for(path, private)
+        ) from None
     except OSError as error:
         raise _refused(
             "LF4157", path, f"cannot read the key: {error.strerror}", "check the path"
         ) from error
-    if len(content) > _MAX_KEY_BYTES:
+    if len(content) > limit:
         raise _not_a_key(path, "private" if private else "public")
     return content
+
+
+def _remedy_for(path: Path, private: bool) -> str:
+    if path.suffix == ".json":
+        return "`lepton-fed keys coordinator` makes the roster; a site is handed it"
+    if private:
+        return "lepton-fed init makes the coordinator's, `lepton-fed keys site NAME` a site's"
+    return "ask the coordinator for the file"
 
 
 def _not_a_key(path: Path, half: str) -> Refused:

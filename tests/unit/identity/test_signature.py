@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lepton_fed.errors import BundleRefused
-from lepton_fed.export.signature import (
+from lepton_fed.identity.signature import (
     MANIFEST_TYPE,
     SIGNATURE_BYTES,
     PrivateKey,

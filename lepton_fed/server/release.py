@@ -1,17 +1,19 @@
-"""From a simulation's run folder to a signed bundle."""
+"""From a run folder to a signed bundle."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.schema import ServerConf, SimulationConf
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.layout import vector_digest
+from lepton_fed.core.task import Task
+from lepton_fed.data.drawn import drawn_inputs
 from lepton_fed.data.read import read
 from lepton_fed.errors import Problem, RunError, TaskError, quoted
-from lepton_fed.export.keys import load_private_key
 from lepton_fed.export.release import ExportReport, export_model
+from lepton_fed.identity.keys import load_private_key
 from lepton_fed.runs.files import reading, write_atomic
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.training.kit import build_kit
@@ -19,11 +21,12 @@ from lepton_fed.training.kit import build_kit
 __all__ = ["export_run", "next_version"]
 
 _VERSIONS = "versions.json"
+_DRAWN = 512
 
 
 def export_run(
     folder: RunFolder,
-    conf: SimulationConf,
+    conf: SimulationConf | ServerConf,
     *,
     key: Path,
     target: Path | None = None,
@@ -33,7 +36,8 @@ def export_run(
 
     Args:
         folder: The run.
-        conf: Its conf; source and device may differ from the run's, the task may not.
+        conf: Its conf; source and device may differ from the run's, the task may not. A
+            coordinator has no rows: the model is compared on inputs drawn from the contract.
         key: The coordinator's private key.
         target: Where the bundle goes; the run's own folder when None.
         version: The bundle's version; one more than the newest of this task when None.
@@ -67,7 +71,12 @@ def export_run(
         )  # fmt: skip
     module = kit.predictor(model)
     weights = {name: value.detach().numpy() for name, value in kit.model.state_dict().items()}
-    examples = read(conf.sites.source, conf.task.data).inputs
+    real = isinstance(conf, SimulationConf)
+    examples = (
+        read(conf.sites.source, conf.task.data).inputs
+        if isinstance(conf, SimulationConf)
+        else drawn_inputs(conf.task.data, _DRAWN, conf.seed, _pixel_range(conf.task))
+    )
     following = next_version(folder.path.parent, conf.task.digest)  # also: it can be read
     chosen = version or following
     report = export_model(
@@ -76,12 +85,23 @@ def export_run(
         module=module,
         weights=weights,
         examples=examples,
+        real_examples=real,
         private_key=private_key,
         folder=target or folder.bundle,
         version=chosen,
     )
     _remember_version(folder.path.parent, conf.task.digest, chosen)
     return report
+
+
+def _pixel_range(task: Task) -> float:
+    """Return what `scale` divides pixels by: they are likely to reach up to it."""
+    factors = [
+        step.arguments["by"]
+        for step in task.preprocessing
+        if step.step == "scale" and "by" in step.arguments
+    ]
+    return float(factors[0]) if factors else 1.0
 
 
 def next_version(root: Path, task: str) -> int:

@@ -1,6 +1,6 @@
-"""Signatures over a bundle's manifest: Ed25519 over DSSE's pre-authentication encoding.
+"""Signatures: Ed25519 over DSSE's pre-authentication encoding.
 
-What is signed is never the manifest alone but
+What is signed, a bundle's manifest, a roster, a message, is never the payload alone but
 
     PAE(type, body) = "DSSEv1" SP LEN(type) SP type SP LEN(body) SP body
 
@@ -32,9 +32,11 @@ __all__ = [
     "PrivateKey",
     "PublicKey",
     "VerifiedBytes",
+    "check_payload",
     "fingerprint",
     "pre_authentication_encoding",
     "sign",
+    "sign_payload",
     "verify",
 ]
 
@@ -63,6 +65,40 @@ def pre_authentication_encoding(payload_type: str, body: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
 
 
+def sign_payload(private: PrivateKey, payload_type: str, body: bytes) -> bytes:
+    """Return the signature of a payload of any type.
+
+    Ed25519 draws no randomness: the same key and payload always give the same signature.
+
+    Args:
+        private: The signer's key.
+        payload_type: What the payload is.
+        body: The payload.
+
+    Returns:
+        64 bytes.
+    """
+    return private.sign(pre_authentication_encoding(payload_type, body))
+
+
+def check_payload(
+    public: PublicKey, payload_type: str, unverified_body: bytes, signature: bytes
+) -> bool:
+    """Return whether the holder of the private key signed this payload as one of this type.
+
+    Args:
+        public: The signer's key.
+        payload_type: What the payload is.
+        unverified_body: Bytes that claim to be it.
+        signature: Bytes that claim to be its signature, of any length.
+    """
+    try:
+        public.verify(signature, pre_authentication_encoding(payload_type, unverified_body))
+    except InvalidSignature:
+        return False
+    return True
+
+
 def sign(private: PrivateKey, payload: bytes) -> bytes:
     """Return the signature of a manifest.
 
@@ -75,7 +111,7 @@ def sign(private: PrivateKey, payload: bytes) -> bytes:
     Returns:
         64 bytes.
     """
-    return private.sign(pre_authentication_encoding(MANIFEST_TYPE, payload))
+    return sign_payload(private, MANIFEST_TYPE, payload)
 
 
 def verify(
@@ -92,9 +128,7 @@ def verify(
     Raises:
         BundleRefused: LF4104, the signature does not fit payload and key.
     """
-    try:
-        public.verify(signature, pre_authentication_encoding(MANIFEST_TYPE, unverified_payload))
-    except InvalidSignature:
+    if not check_payload(public, MANIFEST_TYPE, unverified_payload, signature):
         raise BundleRefused(
             Problem(
                 code="LF4104",
@@ -104,7 +138,7 @@ def verify(
                 remedy="compare the key's fingerprint with the coordinator's by another way; if it "
                 "is the right key, the bundle was changed: fetch it again and tell the coordinator",
             )
-        ) from None
+        )
     return VerifiedBytes(unverified_payload)
 
 

@@ -1,0 +1,59 @@
+"""`lepton-fed server`: the coordinator."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lepton_fed.cli.screen import AsJson, Overrides, guarded, print_json, stdout
+from lepton_fed.cli.simulate import show_summary
+
+if TYPE_CHECKING:
+    from lepton_fed.server.service import Finished
+
+
+def server(
+    conf: Annotated[Path, typer.Option("--conf", help="The conf file.")] = Path("conf/server.yaml"),
+    overrides: Overrides = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="End after the run instead of waiting for more to do.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Be the coordinator: wait for the sites, train with them, then serve pushes until stopped."""
+    with guarded(as_json=as_json):
+        from lepton_fed.config.load import load_conf
+        from lepton_fed.config.schema import ServerConf
+
+        loaded = load_conf(conf, overrides or [], kind=ServerConf)
+    with guarded(as_json=as_json, loaded=loaded):
+        from lepton_fed.runs.progress import view_for
+        from lepton_fed.server.service import serve
+
+        stop = threading.Event()
+
+        def end(number: int, frame: object) -> None:
+            """Finish what is going on, then end; a second signal ends at once."""
+            del frame
+            if stop.is_set():
+                raise KeyboardInterrupt
+            stop.set()
+            if once or number == signal.SIGINT:
+                raise KeyboardInterrupt
+
+        def told(finished: Finished) -> None:
+            if as_json:
+                print_json(finished.summary)
+                return
+            show_summary(finished.summary)
+            stdout().print(f"record      {finished.folder.path}", markup=False)
+            stdout().print(f"\nnext: lepton-fed export {finished.folder.path}", markup=False)
+
+        signal.signal(signal.SIGTERM, end)
+        with view_for(sys.stderr) as view:
+            serve(loaded, once=once, listeners=(view,), told=told, stop=stop)

@@ -1,0 +1,253 @@
+"""Receipts: what left the building in a round, written and synced before it leaves.
+
+A receipt is one JSON file that a person can read. Each carries the hash of the one before, so that
+one that was changed or taken away shows. What the coordinator chose of it (the run's name, the
+round) is cut to size first: nothing that it sends makes a receipt that cannot be read again.
+docs/reference/receipts.md is the format in words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from lepton_fed.core.decode import decode, strict_json
+from lepton_fed.core.digests import canonical_json
+from lepton_fed.core.exchange import Ask, Reply, legible
+from lepton_fed.core.layout import Vector
+from lepton_fed.errors import Problem, Refused
+from lepton_fed.runs.files import reading, write_atomic, writing
+
+__all__ = ["Receipt", "Receipts", "VectorRecord", "receipt_of"]
+
+_GENESIS = hashlib.sha256(b"lepton-fed receipts 1").hexdigest()
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_FILE = re.compile(r"[0-9]{8}-.*\.json")
+_MOST_ROUNDS = 1_000_000
+_LONGEST_RUN = 128
+_LONGEST_DIGEST = 64
+
+
+@dataclass(frozen=True)
+class VectorRecord:
+    """A vector that left.
+
+    Args:
+        elements: How many numbers it has.
+        bytes: How many bytes.
+        norm_before: Its Euclidean norm before it was clipped.
+        norm_after: Its norm as it left.
+        sha256: SHA-256 of its bytes, little-endian float32.
+    """
+
+    elements: int
+    bytes: int
+    norm_before: float
+    norm_after: float
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What left in answer to one ask.
+
+    Args:
+        time: When, UTC.
+        site: Name of the site.
+        coordinator: Words of the coordinator's key.
+        address: Where it went.
+        run: Name of the run.
+        round: Round, from 1; 0 when a round was asked for that no run has.
+        task: Digest of the task; empty, as the run's name, when no run was agreed to.
+        policy: Digest of the policy in force.
+        agreement: Digest of what was agreed to.
+        vectors: The update's vectors, by name.
+        numbers: What else left, by name, in words.
+        refusal: Code of the refusal, when that is what left; else empty.
+        previous: SHA-256 of the receipt before.
+    """
+
+    time: str
+    site: str
+    coordinator: str
+    address: str
+    run: str
+    round: int
+    task: str
+    policy: str
+    agreement: str
+    vectors: dict[str, VectorRecord] = field(default_factory=dict)
+    numbers: dict[str, str] = field(default_factory=dict)
+    refusal: str = ""
+    previous: str = ""
+
+
+def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str]) -> Receipt:
+    """Return the receipt of a reply.
+
+    Args:
+        reply: What is about to leave.
+        ask: What it answers.
+        about: The fields that do not follow from them: time, site, coordinator, address, run,
+            task, policy.
+
+    Returns:
+        The receipt, without the hash of the one before; :meth:`Receipts.write` adds that.
+    """
+    vectors: dict[str, VectorRecord] = {}
+    numbers: dict[str, str] = {}
+    if reply.update is not None:
+        for name, vector in reply.update.vectors.items():
+            vectors[name] = _record(vector, reply.update.norms.get(name))
+        numbers["weight"] = _exact(reply.update.weight)
+    if reply.counts is not None:
+        numbers["evaluation"] = f"{len(reply.counts)} counts on held-out rows"
+    if reply.epsilon is not None:
+        numbers["epsilon"] = _exact(reply.epsilon)
+    if reply.noise_multiplier is not None:
+        numbers["noise multiplier"] = _exact(reply.noise_multiplier)
+    return Receipt(
+        **{**about, "run": legible(about["run"], _LONGEST_RUN)},
+        round=ask.round_number if 1 <= ask.round_number <= _MOST_ROUNDS else 0,
+        agreement=legible(ask.agreement, _LONGEST_DIGEST),
+        vectors=vectors,
+        numbers=numbers,
+        refusal=reply.refusal.code if reply.refusal else "",
+    )
+
+
+def _exact(number: float) -> str:
+    """Return a number with every digit that left."""
+    return repr(float(number))
+
+
+def _record(vector: Vector, before: float | None) -> VectorRecord:
+    content = np.ascontiguousarray(vector, "<f4")
+    norm = float(np.sqrt(np.square(content, dtype=np.float64).sum()))
+    digest = hashlib.sha256(content.tobytes()).hexdigest()
+    return VectorRecord(
+        content.size, content.nbytes, norm if before is None else before, norm, digest
+    )
+
+
+class Receipts:
+    """A site's receipts.
+
+    Args:
+        folder: Where they are; made with the first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, receipt: Receipt) -> Path:
+        """Write a receipt and sync it; nothing may leave before.
+
+        Args:
+            receipt: What is about to leave.
+
+        Returns:
+            The file.
+
+        Raises:
+            Refused: LF4642, it could not be read again.
+            RunError: It cannot be written.
+        """
+        self._make_folder()
+        known = self._files()
+        number = int(known[-1].name[:8]) + 1 if known else 1
+        run = receipt.run if _RUN.fullmatch(receipt.run) else "run"
+        path = self._folder / f"{number:08d}-{run}-round-{receipt.round:04d}.json"
+        if not _FILE.fullmatch(path.name):  # it would not be found again
+            raise _unreadable(path)
+        write_atomic(path, _content(replace(receipt, previous=self._head(known)), path))
+        return path
+
+    def head(self) -> str:
+        """Return the SHA-256 of the last receipt; of no receipt, what the first is chained to.
+
+        Who notes it down sees later whether receipts were taken off the end.
+
+        Raises:
+            RunError: The receipt cannot be read.
+        """
+        return self._head(self._files())
+
+    def read(self) -> list[Receipt]:
+        """Return all receipts, the oldest first, after checking their chain.
+
+        Raises:
+            Refused: LF4641, one was changed or is missing.
+            RunError: One cannot be read.
+        """
+        previous, found = _GENESIS, []
+        for path in self._files():
+            with reading(path):
+                content = path.read_bytes()
+            try:
+                receipt = decode(Receipt, strict_json(content))
+            except ValueError:
+                raise _changed(path) from None
+            if receipt.previous != previous:
+                raise _changed(path)
+            previous = hashlib.sha256(content).hexdigest()
+            found.append(receipt)
+        return found
+
+    def _head(self, known: list[Path]) -> str:
+        return _hash(known[-1]) if known else _GENESIS
+
+    def _make_folder(self) -> None:
+        """Make the folder so that it is there after a power cut too."""
+        with writing(self._folder):
+            if self._folder.is_dir():
+                return
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            parent = os.open(self._folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(parent)
+            finally:
+                os.close(parent)
+
+    def _files(self) -> list[Path]:
+        with reading(self._folder):
+            entries = os.listdir(self._folder) if self._folder.is_dir() else []
+        return sorted(self._folder / name for name in entries if _FILE.fullmatch(name))
+
+
+def _hash(path: Path) -> str:
+    with reading(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _content(receipt: Receipt, path: Path) -> bytes:
+    """Return the bytes of a receipt's file, after reading them as they will be read."""
+    try:
+        content = canonical_json(receipt) + b"\n"
+        readable = decode(Receipt, strict_json(content)) == receipt
+    except ValueError:
+        readable = False
+    if not readable:
+        raise _unreadable(path)
+    return content
+
+
+def _unreadable(path: Path) -> Refused:
+    return Refused(
+        Problem("LF4642", "no receipt can be written of this, so nothing leaves", where=str(path),
+                remedy="look in the site's log for what was asked and answered")
+    )  # fmt: skip
+
+
+def _changed(path: Path) -> Refused:
+    return Refused(
+        Problem("LF4641", "this receipt is malformed or does not follow from the one before: one "
+                "of the two was changed, or one between them is missing", where=str(path),
+                remedy="compare with a backup; do not rely on the receipts from here on")
+    )  # fmt: skip

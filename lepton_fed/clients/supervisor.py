@@ -1,0 +1,239 @@
+"""A site as a service: one outgoing connection, kept up; a worker; a child that trains.
+
+The SuperNode is a process of its own and is started again whenever it ends, whatever its exit code:
+it ends with 0 when the coordinator was restarted without its memory, and cannot come back within a
+minute of a kill, while the coordinator still takes it for alive.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from lepton_fed.clients.agent import Agent
+from lepton_fed.clients.connection import ConnectionNews
+from lepton_fed.config.schema import ClientConf
+from lepton_fed.errors import LeptonError, Problem, Refused
+from lepton_fed.flower.supernode import supernode_command, supernode_environment
+from lepton_fed.flower.worker import serve
+from lepton_fed.identity.keys import load_private_key, load_public_key, read_key_file
+from lepton_fed.identity.node_key import load_node_key, node_public_line
+from lepton_fed.runs.files import writing
+
+__all__ = ["Keeper", "run_site"]
+
+_BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+_WELL_S = 120.0
+_STOP_S = 4.0
+_LOOK_S = 0.5
+_LARGEST_LOG = 16 * 1024 * 1024
+_SECRET_BYTES = 32
+
+_log = logging.getLogger("lepton_fed.site")
+
+
+class Child(Protocol):
+    """A process that was started."""
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it ended and return its exit code."""
+
+
+class Keeper(threading.Thread):
+    """Starts a process, and starts it again whenever it ends, waiting longer each time.
+
+    Args:
+        start: Starts it.
+        stop: Set to end it and this thread.
+        look: Called again and again while it runs, and once when it has ended.
+        clock: Tells seconds that never go back.
+        wait: Waits so many seconds, or until stop is set.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Child],
+        stop: threading.Event,
+        look: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], bool] | None = None,
+    ) -> None:
+        super().__init__(daemon=True)
+        self._start_child = start
+        self._stopping = stop
+        self._look = look
+        self._clock = clock
+        self._pause = wait or stop.wait
+
+    def run(self) -> None:
+        """Keep it up."""
+        failures = 0
+        while not self._stopping.is_set():
+            started = self._clock()
+            try:
+                child: Child | None = self._start_child()
+            except (OSError, LeptonError) as error:  # no memory, no disk: it may be better later
+                _log.error("connection.failed it cannot be started: %s", error)
+                child = None
+            while child and child.poll() is None and not self._stopping.is_set():
+                self._pause(_LOOK_S)
+                self._look()
+            self._look()
+            if self._stopping.is_set():
+                if child:
+                    _end(child)
+                return
+            failures = 0 if self._clock() - started >= _WELL_S else failures + 1
+            delay = _BACK_OFF_S[min(failures, len(_BACK_OFF_S)) - 1] if failures else 1.0
+            status = child.poll() if child else None
+            _log.warning("connection.ended status=%s; started again in %g s", status, delay)
+            self._pause(delay)
+
+
+def _end(child: Child) -> None:
+    child.terminate()
+    try:
+        child.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def run_site(conf: ClientConf, stop: threading.Event) -> None:
+    """Take part until told to stop.
+
+    Args:
+        conf: The site's conf.
+        stop: Set to end.
+
+    Raises:
+        LeptonError: A key, the roster or the state folder is wrong; nothing was started.
+    """
+    identity = load_private_key(Path(conf.identity_key))
+    coordinator = load_public_key(Path(conf.coordinator_key))
+    node_key = node_public_line(load_node_key(Path(conf.node_key)))
+    read_key_file(Path(conf.ca), private=False)
+    state = Path(conf.state)
+    with _owned(state):
+        agent = Agent(conf, identity.public_key(), node_key, coordinator)
+        secret = _new_secret(state / "supernode.secret")
+        _keep_one_older(state / "supernode.log", 0)
+        port = _free_port()
+        news = ConnectionNews(state / "supernode.log", conf.coordinator)
+        keeper = Keeper(lambda: _supernode(conf, state, port), stop, news.look)
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                serve(
+                    agent,
+                    name=conf.name,
+                    identity=identity,
+                    coordinator=coordinator,
+                    port=port,
+                    secret=secret,
+                    stop=stop,
+                )
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+                failure.append(error)
+            finally:
+                stop.set()
+
+        # A thread that nobody waits for longer than a while: it may be in the middle of a round.
+        worker = threading.Thread(target=work, daemon=True)
+        keeper.start()
+        worker.start()
+        _log.info("site.started name=%s coordinator=%s", conf.name, conf.coordinator)
+        try:
+            while not stop.wait(_LOOK_S):
+                pass
+        finally:
+            stop.set()
+            agent.close()
+            worker.join(_STOP_S)
+            keeper.join(_STOP_S)
+            _log.info("site.stopped name=%s", conf.name)
+        if failure:
+            raise failure[0]
+
+
+def _supernode(conf: ClientConf, state: Path, port: int) -> subprocess.Popen[bytes]:
+    command = supernode_command(
+        coordinator=conf.coordinator,
+        ca=Path(conf.ca),
+        node_key=Path(conf.node_key),
+        secret=state / "supernode.secret",
+        port=port,
+    )
+    log_file = state / "supernode.log"
+    _keep_one_older(log_file, _LARGEST_LOG)
+    with log_file.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - our own module
+            command,
+            env=supernode_environment(state),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def _owned(state: Path) -> Iterator[None]:
+    with writing(state):
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(
+                Problem("LF4513", "another process of this site works on this state folder",
+                        where=str(state), key="state",
+                        remedy="stop it first; each site has a state folder of its own")
+            ) from None  # fmt: skip
+        yield
+    finally:
+        os.close(lock)
+
+
+def _new_secret(path: Path) -> bytes:
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    with writing(path):
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(secret)
+    return secret
+
+
+def _keep_one_older(log: Path, largest: int) -> None:
+    """Put a log aside that is larger than that, in place of the one before."""
+    with writing(log):
+        if log.exists() and log.stat().st_size > largest:
+            log.replace(log.with_suffix(".log.1"))
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])

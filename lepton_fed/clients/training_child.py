@@ -1,0 +1,198 @@
+"""The worker's hold on the training child: ask, wait so long and no longer, kill, start again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from lepton_fed.clients.frames import Arrays, read_frame, write_frame
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import ClientConf
+from lepton_fed.core.digests import plain
+from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.errors import Problem, Refused, RunError
+
+__all__ = ["TrainingChild"]
+
+_BEGIN_S = 900.0
+_CLOSE_S = 5.0
+
+_log = logging.getLogger("lepton_fed.site")
+
+
+class TrainingChild:
+    """A process that trains, started when it is first needed.
+
+    Args:
+        conf: The site's conf.
+        command: Starts it; another in tests.
+    """
+
+    def __init__(self, conf: ClientConf, command: list[str] | None = None) -> None:
+        self._conf = conf
+        self._command = command or [sys.executable, "-m", "lepton_fed.clients.trainer"]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = ""
+        self._busy = False
+        self._closed = False
+
+    def begin(self, agreement: Agreement) -> None:
+        """Get the child ready for a run, unless it is.
+
+        Args:
+            agreement: The run.
+
+        Raises:
+            LeptonError: Data, model, privacy or budget do not allow it.
+            RunError: LF5310, the child took too long; LF5311, it died.
+        """
+        if self._ready == agreement.digest and self._alive():
+            return
+        self._ready = ""
+        head, _ = self._ask({"do": "begin", "agreement": plain(agreement)}, {}, _BEGIN_S)
+        if "problems" in head:
+            raise Refused([Problem(**problem) for problem in head["problems"]])
+        self._ready = agreement.digest
+
+    def answer(self, site: str, ask: Ask, limit_s: float) -> Reply:
+        """Let the child answer.
+
+        Args:
+            site: Name of the site.
+            ask: What is asked.
+            limit_s: Seconds after which it is killed.
+
+        Raises:
+            RunError: LF5310, it took too long and was killed; LF5311, it died; LF5313, it was
+                closed.
+        """
+        fields: dict[str, Any] = {
+            "agreement": ask.agreement,
+            "layout": ask.layout,
+            "round_number": ask.round_number,
+            "train": ask.train,
+            "evaluate": ask.evaluate,
+        }
+        head, arrays = self._ask({"do": "answer", "ask": fields}, ask.vectors, limit_s)
+        update = None
+        if head["update"] is not None:
+            vectors = {
+                name.removeprefix("vector/"): array.astype(np.float32, copy=False)
+                for name, array in arrays.items()
+                if name != "counts"
+            }
+            said = head["update"]
+            update = Update(said["layout"], vectors, said["weight"], said["norms"])
+        return Reply(
+            site,
+            update=update,
+            counts=arrays["counts"] if head["counts"] else None,
+            refusal=Problem(**head["refusal"]) if head["refusal"] else None,
+            epsilon=head["epsilon"],
+            noise_multiplier=head["noise_multiplier"],
+        )
+
+    def close(self) -> None:
+        """End the child, for good; also from another thread, in the middle of an answer."""
+        self._closed = True
+        process = self._process
+        if self._busy and process is not None:
+            _kill(process)  # whoever waits for its answer finds it dead
+        else:
+            self._drop()
+
+    def _drop(self) -> None:
+        process, self._process, self._ready = self._process, None, ""
+        if process is None:
+            return
+        with suppress(OSError):
+            _pipes(process)[0].close()
+        try:
+            process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+        with suppress(OSError):
+            _pipes(process)[1].close()
+
+    def _alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def _ask(
+        self, head: Mapping[str, Any], arrays: Arrays, limit_s: float
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self._busy = True
+        try:
+            if not self._alive():
+                self._drop()
+                self._start()
+            return self._exchange(head, arrays, limit_s)
+        finally:
+            self._busy = False
+
+    def _start(self) -> None:
+        # A session of its own: a kill reaches what the child started, Ctrl-C does not reach it.
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        if self._closed:  # meanwhile
+            _kill(self._process)
+        self._exchange({"do": "open", "conf": plain(self._conf)}, {}, _BEGIN_S)
+
+    def _exchange(
+        self, head: Mapping[str, Any], arrays: Arrays, limit_s: float
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Write and read in a thread, so that neither a full pipe nor silence can hold us."""
+        process = self._process
+        if self._closed or process is None:
+            raise RunError(Problem("LF5313", "the site is being stopped"))
+        answer: list[Any] = []
+
+        def converse() -> None:
+            sink, source = _pipes(process)
+            with suppress(OSError, EOFError, ValueError, KeyError, TypeError):
+                write_frame(sink, head, arrays)
+                answer.append(read_frame(source))
+
+        thread = threading.Thread(target=converse, daemon=True)
+        thread.start()
+        thread.join(min(limit_s, threading.TIMEOUT_MAX))
+        if thread.is_alive():
+            _kill(process)
+            thread.join(_CLOSE_S)
+            self._drop()
+            raise RunError(
+                Problem("LF5310", f"training took longer than {limit_s:g} s and was ended",
+                        key="policy.seconds_per_round")
+            )  # fmt: skip
+        if not answer:
+            _kill(process)
+            status = process.returncode
+            self._drop()
+            _log.error("trainer.died status=%s", status)
+            raise RunError(
+                Problem("LF5311", "the training process died",
+                        remedy="the site's log says more; memory is the usual reason")
+            )  # fmt: skip
+        return answer[0]  # type: ignore[no-any-return]
+
+
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[Any, Any]:
+    return process.stdin, process.stdout
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,264 @@
+"""A SuperLink in this process, on two listeners.
+
+Stock Flower answers nodes and administrators on one port, and without its enterprise plug-in takes
+anyone for an administrator: whoever reaches the port starts runs and enrols keys. Here the public
+listener (TLS) answers the Fleet API only, with node authentication; everything else is on a
+loopback listener that is silent without a secret made at start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import io
+import secrets
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from flwr.serverapp import Grid
+
+from lepton_fed.errors import Problem, RunError
+from lepton_fed.flower import compat
+
+__all__ = ["APP_ID", "Grid", "SuperLink", "codeless_app"]
+
+APP_ID = "lepton/fed"
+"""The app that every run of lepton-fed names; sites answer no other."""
+
+_HEADER = "x-lepton-secret"
+_LOOPBACK = "127.0.0.1"
+_START_S = 30.0
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class FleetOnly:
+    """Answers what SuperNodes ask, and 404 to everything else."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "http" and scope["path"].startswith(compat.FLEET_PATH):
+            await self._app(scope, receive, send)
+        else:
+            await _not_found(scope, send)
+
+
+class WithSecret:
+    """Answers requests that carry the secret, and 404 to everything else."""
+
+    def __init__(self, app: App, secret: str) -> None:
+        self._app = app
+        self._secret = secret.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        given = dict(scope.get("headers", ())).get(_HEADER.encode(), b"")
+        if scope["type"] == "lifespan" or hmac.compare_digest(given, self._secret):
+            await self._app(scope, receive, send)
+        else:
+            await _not_found(scope, send)
+
+
+async def _not_found(scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1000})
+        return
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+class SuperLink:
+    """Flower's registry, object store and message queue, for one coordinator.
+
+    Args:
+        listen: Public address and port.
+        certificate: TLS certificate, PEM.
+        key: Its private key, PEM.
+        database: SQLite file.
+
+    Raises:
+        RunError: LF5011, the address cannot be listened on, or the SuperLink does not start.
+    """
+
+    def __init__(self, listen: tuple[str, int], certificate: Path, key: Path, database: Path):
+        compat.hasten_pulls()
+        self._taken = secrets.token_bytes(32)
+        secret = secrets.token_hex(32)
+        self._header = compat.SecretHeader(_HEADER, secret)
+        public = _listening(listen)
+        private = _listening((_LOOPBACK, 0))
+        port = private.getsockname()[1]
+        self._address = f"{_LOOPBACK}:{port}"
+        app = compat.superlink_app(
+            host=_LOOPBACK, port=port, database=str(database), secret=self._taken
+        )
+        quiet: dict[str, Any] = {"log_level": "error", "access_log": False}
+        self._sockets = (private, public)
+        self._servers = (
+            uvicorn.Server(uvicorn.Config(WithSecret(app, secret), **quiet)),
+            uvicorn.Server(
+                uvicorn.Config(
+                    FleetOnly(app),
+                    lifespan="off",
+                    ssl_certfile=str(certificate),
+                    ssl_keyfile=str(key),
+                    **quiet,
+                )
+            ),
+        )
+        self._threads: list[threading.Thread] = []
+        self._control: Any = None
+
+    def start(self) -> None:
+        """Answer from now on."""
+        for server, listening in zip(self._servers, self._sockets, strict=True):
+            thread = threading.Thread(
+                target=server.run, kwargs={"sockets": [listening]}, daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+            until = time.monotonic() + _START_S
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > until:
+                    raise RunError(
+                        Problem("LF5011", "Flower's SuperLink did not start",
+                                remedy="look at the lines above, and at the state folder's disk")
+                    )  # fmt: skip
+                time.sleep(0.02)
+        self._control = compat.control_client(self._address, self._header)
+
+    def stop(self) -> None:
+        """Answer no more."""
+        for server in reversed(self._servers):
+            server.should_exit = True
+        for thread in self._threads:
+            thread.join(5)
+        for listening in self._sockets:
+            listening.close()
+
+    def enrol(self, keys: Mapping[str, bytes]) -> None:
+        """Make the register hold these node keys and no others.
+
+        Args:
+            keys: Public key of each site's node, PEM, by the site's name.
+
+        Raises:
+            RunError: LF5015, a key was taken off before.
+        """
+        wanted = {pem: name for name, pem in keys.items()}
+        for node, (pem, _) in compat.registered_nodes(self._control).items():
+            if pem not in wanted:
+                compat.unregister_node(self._control, node)
+            wanted.pop(pem, None)
+        for pem, name in wanted.items():
+            if not compat.register_node(self._control, pem, name):
+                raise RunError(
+                    Problem("LF5015", f"{name}'s node key was taken off the roster before, and "
+                            "Flower takes no key back", where=name, key="roster",
+                            remedy="let the site make a new node key and enrol with it")
+                )  # fmt: skip
+
+    def nodes(self, keys: Mapping[str, bytes]) -> dict[str, int]:
+        """Return the node id of each site, by name.
+
+        Args:
+            keys: Public key of each site's node, PEM, by the site's name.
+        """
+        by_key = {pem: node for node, (pem, _) in compat.registered_nodes(self._control).items()}
+        return {name: by_key[pem] for name, pem in keys.items() if pem in by_key}
+
+    @contextmanager
+    def grid(self) -> Iterator[Grid]:
+        """Open a Flower run, execute its ServerApp task here, and yield the task's Grid.
+
+        The app that the run names holds no code; what runs is the body of the ``with``.
+
+        Raises:
+            RunError: LF5012, the task could not be taken.
+        """
+        app = codeless_app()
+        run = compat.start_run(self._control, app, hashlib.sha256(app).hexdigest())
+        executor = compat.executor_client(self._address, self._taken, self._header)
+        grid, context = self._take(executor, run)
+        heartbeat = compat.Heartbeat(grid.runtime)
+        heartbeat.start()
+        completed = False
+        try:
+            yield grid
+            completed = True
+        finally:
+            heartbeat.stop()
+            compat.finish_server_task(grid, context, completed=completed)
+            grid.close()
+
+    def _take(self, executor: Any, run: int) -> tuple[compat.PrivateGrid, Any]:
+        """Take tasks until it is that of our run: one that an earlier process left is ended."""
+        until = time.monotonic() + _START_S
+        while time.monotonic() < until:
+            token = compat.take_server_task(executor)
+            if not token:
+                time.sleep(0.05)
+                continue
+            grid = compat.PrivateGrid(self._address, token, self._header)
+            found, context = grid.begin()
+            if found == run:
+                return grid, context
+            compat.finish_server_task(grid, context, completed=False)
+            grid.close()
+        raise RunError(
+            Problem("LF5012", "the SuperLink did not hand out the run's task",
+                    remedy="start the coordinator again")
+        )  # fmt: skip
+
+
+def _listening(address: tuple[str, int]) -> socket.socket:
+    """Return a socket that listens; taken first, so that a port in use is one clear error."""
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise RunError(
+            Problem("LF5011", f"cannot listen on {host}:{port}: {error.strerror or error}",
+                    key="listen", remedy="take a free port and an address of this machine")
+        ) from error  # fmt: skip
+    return listening
+
+
+def codeless_app() -> bytes:
+    """Return a Flower app bundle that holds its name and nothing that could be run."""
+    publisher, name = APP_ID.split("/")
+    manifest = "\n".join(
+        (
+            "[project]",
+            f'name = "{name}"',
+            'version = "1.0.0"',
+            'description = ""',
+            "[tool.flwr.app]",
+            f'publisher = "{publisher}"',
+            "[tool.flwr.app.components]",
+            f'serverapp = "{name}:none"',
+            f'clientapp = "{name}:none"',
+        )
+    )
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(zipfile.ZipInfo("pyproject.toml", (2024, 10, 1, 0, 0, 0)), manifest)
+    return packed.getvalue()

@@ -1,0 +1,83 @@
+"""Flower's SuperNode as a child process: the site's one outgoing connection, running no code.
+
+``python -m lepton_fed.flower.supernode`` is ``flower-supernode`` in process isolation, which only
+queues what the coordinator sends for whoever has the secret of its loopback Runtime API. It looks
+for messages more often than stock, and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+__all__ = ["main", "supernode_command", "supernode_environment"]
+
+_POLL_S = 0.1
+_WATCH_S = 0.5
+_PARENT = "LEPTON_FED_PARENT"
+
+
+def supernode_command(
+    *, coordinator: str, ca: Path, node_key: Path, secret: Path, port: int
+) -> list[str]:
+    """Return the command that runs the SuperNode.
+
+    Args:
+        coordinator: Address and port of the coordinator.
+        ca: Certificate of the authority that signed the coordinator's, PEM.
+        node_key: The site's private key for node authentication, OpenSSH format.
+        secret: File of 32 random bytes, mode 0600; whoever holds them may take tasks.
+        port: Loopback port of the Runtime API.
+    """
+    return [
+        sys.executable,
+        "-m",
+        "lepton_fed.flower.supernode",
+        *("--superlink", coordinator),
+        *("--root-certificates", str(ca)),
+        *("--auth-supernode-private-key", str(node_key)),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+    ]
+
+
+def supernode_environment(state: Path) -> dict[str, str]:
+    """Return the environment for :func:`supernode_command`.
+
+    Args:
+        state: The site's state folder; what Flower writes goes below it.
+    """
+    return {
+        **os.environ,
+        "FLWR_HOME": str((state / "flwr").absolute()),
+        _PARENT: str(os.getpid()),
+    }
+
+
+def main() -> None:
+    """Run the SuperNode until it ends or its parent does."""
+    parent = int(os.environ.get(_PARENT, os.getppid()))
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    os.environ["FLWR_LOG_LEVEL"] = "INFO"  # its log is a file of its own
+    from lepton_fed.flower.compat import cap_supernode_polls, hasten_pulls, run_supernode
+
+    hasten_pulls()
+    cap_supernode_polls(_POLL_S)
+    run_supernode()
+
+
+def _watch(parent: int) -> None:
+    """End this process once it is nobody's child: its owner was killed."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Who somebody is: keys, signatures, certificates and the roster that names them."""

@@ -1,0 +1,175 @@
+"""TLS certificates for a trial: an authority of one's own, and the coordinator's certificate.
+
+An institution with an authority of its own uses that instead; nothing here is needed then.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP384R1,
+    EllipticCurvePrivateKey,
+    generate_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from lepton_fed.errors import Problem, Refused
+from lepton_fed.identity.keys import read_key_file, write_key_files
+
+__all__ = ["check_certificate", "make_certificates"]
+
+_AUTHORITY_DAYS = 3650
+_DAYS = 825
+_LOCAL = ("localhost", "127.0.0.1")
+_SKEW = timedelta(minutes=10)  # a site's clock may be behind
+
+
+def make_certificates(folder: Path, hosts: Sequence[str]) -> None:
+    """Make an authority, and a certificate of the coordinator under it.
+
+    Args:
+        folder: Receives ``ca.crt``, ``ca.key``, ``server.crt`` and ``server.key``.
+        hosts: Names and addresses that sites reach the coordinator by; ``localhost`` and
+            ``127.0.0.1`` are always among them.
+
+    Raises:
+        Refused: LF4156, a file exists; LF4157, a file cannot be written; LF4162, a host is neither
+            a name nor an address.
+    """
+    now = datetime.now(UTC)
+    names = [_general_name(host) for host in dict.fromkeys((*hosts, *_LOCAL))]
+    authority_key, key = generate_private_key(SECP384R1()), generate_private_key(SECP384R1())
+    authority_name = _name("lepton-fed trial authority")
+    authority = (
+        _builder(authority_name, authority_name, authority_key, now, _AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(certificates=True), critical=True)
+        .sign(authority_key, hashes.SHA384())
+    )
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+    certificate = (
+        _builder(_name("lepton-fed coordinator"), authority_name, key, now, _DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(issuer, critical=False)
+        .sign(authority_key, hashes.SHA384())
+    )
+    pem = serialization.Encoding.PEM
+    write_key_files(
+        {
+            folder / "ca.key": (_private(authority_key), 0o600),
+            folder / "server.key": (_private(key), 0o600),
+            folder / "ca.crt": (authority.public_bytes(pem), 0o644),
+            folder / "server.crt": (certificate.public_bytes(pem), 0o644),
+        }
+    )
+
+
+def check_certificate(path: Path, host: str | None = None, now: datetime | None = None) -> str:
+    """Return until when a certificate is valid, as text.
+
+    Args:
+        path: The certificate, PEM.
+        host: Name or address that it must be for; None does not ask.
+        now: Present time.
+
+    Raises:
+        Refused: LF4151 or LF4157, it cannot be read; LF4163, it is no certificate; LF4164, it is
+            not valid now; LF4165, it is for other hosts.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(read_key_file(path, private=False))
+    except ValueError:
+        raise _refused(
+            "LF4163", "this is no certificate in PEM form", path, "check the path"
+        ) from None
+    now = now or datetime.now(UTC)
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        what = (
+            f"the certificate is valid {first:%Y-%m-%d} to {last:%Y-%m-%d}; now is {now:%Y-%m-%d}"
+        )
+        raise _refused("LF4164", what, path, "set the clock, or have a new one made")
+    if host is not None and host not in _hosts(certificate):
+        known = ", ".join(_hosts(certificate)) or "none"
+        what = f"the certificate is not for {host}; its hosts: {known}"
+        raise _refused("LF4165", what, path, "make one with --host, or use a host that it is for")
+    return f"valid until {certificate.not_valid_after_utc:%Y-%m-%d}"
+
+
+def _hosts(certificate: x509.Certificate) -> list[str]:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    addresses = found.get_values_for_type(x509.IPAddress)
+    return [*found.get_values_for_type(x509.DNSName), *map(str, addresses)]
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, now: datetime, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _SKEW)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _usage(*, certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=certificates,
+        crl_sign=certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        if not host or any(c.isspace() or c in "/:@" for c in host):
+            raise ValueError
+        return x509.DNSName(host)
+    except ValueError:
+        raise Refused(
+            Problem("LF4162", f"{host!r} is neither a host's name nor an address", key="--host",
+                    remedy="write fed.example.org or 10.0.0.5, without a port")
+        ) from None  # fmt: skip
+
+
+def _private(key: EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _refused(code: str, what: str, path: Path, remedy: str) -> Refused:
+    return Refused(Problem(code, what, where=str(path), remedy=remedy))

@@ -1,0 +1,169 @@
+"""One run from its first event to its summary, whatever the sites are reached by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import ServerConf, SimulationConf
+from lepton_fed.core.layout import vector_digest
+from lepton_fed.core.pace import Pace
+from lepton_fed.errors import LeptonError, RunError
+from lepton_fed.runs.events import EventLog
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.runs.summary import RunSummary, SiteSummary
+from lepton_fed.server.rounds import Coordinator, Outcome
+from lepton_fed.strategies.base import Strategy
+from lepton_fed.training.kit import TaskKit
+
+__all__ = ["execute", "outside_epsilon", "recorded"]
+
+_LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
+
+
+def execute(
+    conf: SimulationConf | ServerConf,
+    strategy: Strategy,
+    kit: TaskKit,
+    agreement: Agreement,
+    sites: Sequence[str],
+    folder: RunFolder,
+    log: EventLog,
+    run: Callable[[Coordinator], Outcome],
+    *,
+    one_kind_of_device: bool,
+    pace: Pace | None = None,
+) -> tuple[Outcome, RunSummary]:
+    """Run the rounds and write down what came of them.
+
+    Args:
+        conf: The conf.
+        strategy: The strategy that runs.
+        kit: The task's kit.
+        agreement: What the sites agree to.
+        sites: Names of the sites that may take part.
+        folder: The run's folder.
+        log: Its event log.
+        run: Lets the coordinator reach the sites.
+        one_kind_of_device: Whether all sites are known to train on a CPU.
+        pace: Sets the deadlines of rounds; None waits for every site.
+
+    Raises:
+        LeptonError: The run could not go on; what was recorded stays.
+    """
+    started = time.monotonic()
+    log.emit(
+        "run.started",
+        run=folder.name,
+        task=conf.task.digest,
+        layout=kit.layout.digest,
+        parameters=kit.layout.size,
+        seed=conf.seed,
+        rounds=conf.rounds.count,
+        strategy=strategy.name,
+        sites=list(sites),
+        record_dp=conf.privacy.record.enabled,
+        outside_epsilon=outside_epsilon(conf),
+    )
+    coordinator = Coordinator(
+        agreement,
+        conf.rounds,
+        kit.layout,
+        kit.plan,
+        strategy,
+        folder=folder,
+        log=log,
+        pace=pace,
+    )
+    outcome = run(coordinator)
+    about = {"layout": kit.layout.digest, "task": conf.task.digest, "digest": outcome.digest}
+    folder.write_model(kit.layout, outcome.model, about)
+    repeatable = (
+        one_kind_of_device and not conf.privacy.record.enabled and strategy.server.needs == "sum"
+    )
+    seconds = time.monotonic() - started
+    summary = _summary(conf, strategy, kit, outcome, folder, seconds, repeatable)
+    log.emit(
+        "run.finished", digest=outcome.digest, metrics=summary.metrics, seconds=summary.seconds
+    )
+    summary = replace(summary, events=log.head)
+    folder.write_summary(summary)
+    return outcome, summary
+
+
+@contextmanager
+def recorded(log: EventLog) -> Iterator[EventLog]:
+    """Close a run's log in the end; let it say why, when the run ends before its time."""
+    try:
+        yield log
+    except BaseException as error:
+        # As far as it can be written: what ended the run is the error to tell.
+        with suppress(RunError):
+            log.emit("run.failed", code=_code_of(error))
+        with suppress(RunError):
+            log.close()
+        raise
+    log.close()
+
+
+def _code_of(error: BaseException) -> str:
+    if isinstance(error, LeptonError):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "LF5211"
+    return "LF5401" if isinstance(error, OSError) else "LF5212"
+
+
+def outside_epsilon(conf: SimulationConf | ServerConf) -> list[str]:
+    """Return the numbers derived from rows that leave the sites uncovered by epsilon."""
+    if not conf.privacy.record.enabled:
+        return []
+    return list(conf.privacy.outside_epsilon) if conf.rounds.evaluate else []
+
+
+def _summary(
+    conf: SimulationConf | ServerConf,
+    strategy: Strategy,
+    kit: TaskKit,
+    outcome: Outcome,
+    folder: RunFolder,
+    seconds: float,
+    repeatable: bool,
+) -> RunSummary:
+    record = conf.privacy.record
+    return RunSummary(
+        run=folder.name,
+        task=conf.task.digest,
+        layout=kit.layout.digest,
+        model=vector_digest(kit.layout, outcome.model),
+        digest=outcome.digest,
+        repeatable=repeatable,
+        seed=conf.seed,
+        rounds=conf.rounds.count,
+        strategy=strategy.name,
+        parameters=kit.layout.size,
+        metrics=dict(outcome.metrics),
+        error_bounds=dict(outcome.error_bounds),
+        delta=record.delta if record.enabled else None,
+        clip=record.clip if record.enabled else None,
+        outside_epsilon=outside_epsilon(conf),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        versions={name: version(name) for name in _LIBRARIES},
+        sites=[
+            SiteSummary(
+                name=name,
+                rounds=site.rounds,
+                metrics=site.metrics,
+                epsilon=site.epsilon,
+                noise_multiplier=site.noise_multiplier,
+                update_bytes=site.update_bytes,
+            )
+            for name, site in sorted(outcome.sites.items())
+        ],
+    )

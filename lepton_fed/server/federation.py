@@ -1,0 +1,172 @@
+"""The sites of one run: who is of the roster, online, and has agreed.
+
+Every site gets the offer once it is online; one that comes later, or comes back, takes part from
+the next round on. A site that refuses is asked no more in this run, and its reason is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.core.digests import canonical_json
+from lepton_fed.core.exchange import Ask, Offer, OfferReply, Reply
+from lepton_fed.core.pace import Deadline
+from lepton_fed.errors import Problem, RunError
+from lepton_fed.runs.events import EventLog
+from lepton_fed.server.rounds import Late
+
+__all__ = ["Federation", "Line"]
+
+_LOOK_S = 0.5
+_OFFER_S = 300.0  # reading the data and planning the privacy of a run come before the answer
+
+
+class Line(Protocol):
+    """What reaches the sites; see :class:`lepton_fed.flower.transport.GridTransport`."""
+
+    def sites(self) -> Sequence[str]:
+        """Return the names of the sites that are online."""
+
+    def exchange(
+        self, asks: Mapping[str, Ask], deadline: Deadline | None = None
+    ) -> Iterator[Reply]:
+        """Ask sites and yield their replies."""
+
+    def offer(
+        self, offers: Mapping[str, Offer], deadline: Deadline | None = None
+    ) -> Iterator[OfferReply]:
+        """Offer sites a run and yield what they say."""
+
+    def take_late(self) -> Sequence[Late]:
+        """Return the replies that came too late."""
+
+
+class Federation:
+    """Reaches the sites that agreed; a transport for the round loop.
+
+    Args:
+        line: Reaches all sites.
+        agreement: What they are to agree to.
+        roster: The signed roster, as the file holds it.
+        names: Names of all sites of the roster.
+        quorum: Smallest number of sites that a round takes.
+        gather_s: Seconds to wait for the others before the first round, and for the quorum
+            before any.
+        log: The run's event log.
+        sleep: Waits, seconds.
+        clock: Tells seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        agreement: Agreement,
+        roster: bytes,
+        names: Sequence[str],
+        quorum: int,
+        gather_s: float,
+        log: EventLog,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._line = line
+        self._agreement = agreement.digest
+        self._offer = Offer(canonical_json(agreement), roster)
+        self._names = tuple(sorted(names))
+        self._quorum = quorum
+        self._gather_s = gather_s
+        self._log = log
+        self._sleep = sleep
+        self._clock = clock
+        self._agreed: set[str] = set()
+        self._refused: set[str] = set()
+        self._missing: tuple[str, ...] | None = None
+
+    def gather(self) -> None:
+        """Wait until every site has answered the offer, or the quorum has and time is up.
+
+        Raises:
+            RunError: LF5004, the quorum was not reached in time, or cannot be reached any more.
+        """
+        until = self._clock() + self._gather_s
+        while len(self._agreed) + len(self._refused) < len(self._names):
+            self._meet()
+            self._note_missing()
+            if self._clock() >= until:
+                break
+            if len(self._agreed) + len(self._refused) < len(self._names):
+                self._sleep(_LOOK_S)
+        self._require(len(self._agreed))
+
+    def sites(self) -> Sequence[str]:
+        """Return the names of the sites that agreed and are online; wait for the quorum.
+
+        Raises:
+            RunError: LF5004, the quorum is not online in time.
+        """
+        until = self._clock() + self._gather_s
+        while True:
+            online = self._meet()
+            ready = sorted(self._agreed & online)
+            if len(ready) >= self._quorum:
+                return ready
+            if self._clock() >= until or len(self._possible()) < self._quorum:
+                self._require(len(ready))
+            self._note_missing()
+            self._sleep(_LOOK_S)
+
+    def exchange(
+        self, asks: Mapping[str, Ask], deadline: Deadline | None = None
+    ) -> Iterator[Reply]:
+        """Ask sites and yield their replies."""
+        return self._line.exchange(asks, deadline)
+
+    def take_late(self) -> Sequence[Late]:
+        """Return the replies that came too late."""
+        return self._line.take_late()
+
+    def _meet(self) -> set[str]:
+        """Offer the run to who is online and was not asked yet; return who is online."""
+        online = set(self._line.sites())
+        new = sorted(online - self._agreed - self._refused)
+        if new:
+            deadline = Deadline(1.0, len(new), _OFFER_S)
+            for reply in self._line.offer(dict.fromkeys(new, self._offer), deadline):
+                self._hear(reply)
+        return online
+
+    def _hear(self, reply: OfferReply) -> None:
+        problem = reply.refusal
+        if problem is None and reply.agreement != self._agreement:
+            problem = Problem("LF4413", "it agreed to something else", where=reply.site)
+        if problem is None:
+            self._agreed.add(reply.site)
+            self._log.emit("site.agreed", site=reply.site)
+            return
+        if problem.code not in _NOT_HEARD:  # it may have been restarted in between: ask again
+            self._refused.add(reply.site)
+        self._log.emit("site.refused", site=reply.site, code=problem.code, why=problem.what)
+
+    def _note_missing(self) -> None:
+        missing = tuple(n for n in self._names if n not in self._agreed | self._refused)
+        if missing and missing != self._missing:
+            self._log.emit("sites.awaited", sites=list(missing), agreed=sorted(self._agreed))
+        self._missing = missing
+
+    def _possible(self) -> list[str]:
+        return [name for name in self._names if name not in self._refused]
+
+    def _require(self, ready: int) -> None:
+        if ready < self._quorum:
+            absent = ", ".join(n for n in self._names if n not in self._agreed) or "none"
+            raise RunError(
+                Problem("LF5004", f"{ready} sites are ready, the quorum is {self._quorum}",
+                        key="rounds.quorum", remedy=f"start these sites, or look at what they "
+                        f"refused: {absent}")
+            )  # fmt: skip
+
+
+_NOT_HEARD = frozenset({"LF5303", "LF5304", "LF5306"})

@@ -1,0 +1,266 @@
+"""The coordinator as a long-lived service: Flower's SuperLink, runs one after another, pushes.
+
+Its SQLite, lock and jobs live in a state folder; a run's record in a run folder. It opens one
+Flower run for its own life: that is only the channel. Rounds, admission and sums are lepton-fed's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.load import Loaded, load_conf
+from lepton_fed.config.schema import ServerConf
+from lepton_fed.core.pace import Deadline, Pace
+from lepton_fed.errors import LeptonError, Problem, Refused
+from lepton_fed.export.bundle import verify_bundle
+from lepton_fed.flower.superlink import Grid, SuperLink
+from lepton_fed.flower.transport import GridTransport, Seals
+from lepton_fed.identity.certificates import check_certificate
+from lepton_fed.identity.keys import load_private_key
+from lepton_fed.identity.node_key import node_public_pem
+from lepton_fed.identity.roster import Roster, read_roster
+from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.runs.events import EventLog, Listener
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.runs.summary import RunSummary
+from lepton_fed.server.execution import execute, recorded
+from lepton_fed.server.federation import Federation
+from lepton_fed.server.intake import plan_encoding
+from lepton_fed.server.jobs import Job, Jobs
+from lepton_fed.server.push import push_bundle
+from lepton_fed.strategies.build import build_strategy
+from lepton_fed.training.kit import build_kit
+
+__all__ = ["Finished", "Service", "address_of", "serve"]
+
+_LOOK_S = 0.5
+_PUSH_S = 120.0
+
+_log = logging.getLogger("lepton_fed.server")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended well.
+
+    Args:
+        folder: Its run folder.
+        summary: What it has to say.
+    """
+
+    folder: RunFolder
+    summary: RunSummary
+
+
+def serve(
+    loaded: Loaded[ServerConf],
+    *,
+    once: bool,
+    listeners: tuple[Listener, ...] = (),
+    told: Callable[[Finished], None] = lambda finished: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Be the coordinator: execute the conf's run, then what is asked for, until stopped.
+
+    Args:
+        loaded: The conf.
+        once: End after the conf's run.
+        listeners: Called with each event of a run.
+        told: Called with each run that ended well.
+        stop: Set to end; a run in progress is finished first.
+
+    Raises:
+        LeptonError: Conf, keys, roster, certificate or address are wrong; with ``once`` also
+            whatever ended the run.
+    """
+    service = Service(loaded.conf, listeners)
+    with service.jobs.owned():
+        service.open()
+        try:
+            _work(service, loaded, once=once, told=told, stop=stop or threading.Event())
+        finally:
+            service.close()
+
+
+def _work(
+    service: Service,
+    loaded: Loaded[ServerConf],
+    *,
+    once: bool,
+    told: Callable[[Finished], None],
+    stop: threading.Event,
+) -> None:
+    with service.channel() as grid:
+        try:
+            told(service.run(loaded, grid))
+        except LeptonError as error:
+            if once:
+                raise
+            _tell(loaded, error)
+        while not once and not stop.is_set():
+            for path, job in service.jobs.waiting():
+                service.jobs.done(path, _do(service, job, grid, told))
+            stop.wait(_LOOK_S)
+
+
+def _do(service: Service, job: Job, grid: Grid, told: Callable[[Finished], None]) -> dict[str, Any]:
+    """Do a job; what goes wrong is its result."""
+    try:
+        if job.kind == "push":
+            return service.push(Path(job.path), grid)
+        loaded = load_conf(Path(job.path), [], kind=ServerConf)
+        finished = service.run(loaded, grid)
+        told(finished)
+        return {"run": finished.folder.name, "folder": str(finished.folder.path)}
+    except LeptonError as error:
+        return {
+            "error": {"exit_code": error.exit_code, "problems": list(map(asdict, error.problems))}
+        }
+
+
+def _tell(loaded: Loaded[ServerConf], error: LeptonError) -> None:
+    for problem in error.problems:
+        _log.error("%s [%s]", loaded.located(problem), problem.code)
+
+
+class Service:
+    """What a coordinator has open.
+
+    Args:
+        conf: Its conf.
+        listeners: Called with each event of a run.
+
+    Raises:
+        LeptonError: Keys, roster, certificate or address are wrong.
+    """
+
+    def __init__(self, conf: ServerConf, listeners: tuple[Listener, ...]) -> None:
+        self._conf = conf
+        self._listeners = listeners
+        self._key: PrivateKey = load_private_key(Path(conf.signing_key))
+        self._state = Path(conf.state)
+        self.jobs = Jobs(self._state)
+        self._roster()
+        check_certificate(Path(conf.tls.certificate), None)
+        self._link: SuperLink | None = None
+
+    def open(self) -> None:
+        """Start to listen."""
+        conf = self._conf
+        self._link = SuperLink(
+            address_of(conf.listen),
+            Path(conf.tls.certificate),
+            Path(conf.tls.key),
+            self._state / "flower.sqlite",
+        )
+        self._link.start()
+        self._link.enrol(self._node_keys(self._roster()[0]))
+        _log.info("listening on %s", conf.listen)
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._link is not None:
+            self._link.stop()
+
+    def channel(self) -> Any:
+        """Return the context in which sites can be reached: a Flower run's Grid."""
+        return self._opened().grid()
+
+    def run(self, loaded: Loaded[ServerConf], grid: Grid) -> Finished:
+        """Execute a run.
+
+        Raises:
+            LeptonError: It could not begin, or could not go on.
+        """
+        conf = loaded.conf
+        strategy = build_strategy(conf.strategy)
+        kit = build_kit(conf.task, conf.seed)
+        line, names, roster = self._line(grid)
+        if len(names) < conf.rounds.quorum:
+            raise Refused(
+                Problem("LF4216", f"the roster has {len(names)} sites, the quorum is "
+                        f"{conf.rounds.quorum}", where=self._conf.roster, key="rounds.quorum",
+                        remedy="enrol the sites: lepton-fed keys enrol NAME.enrol.json")
+            )  # fmt: skip
+        if strategy.server.needs == "sum":
+            plan_encoding(conf.task, conf.rounds.cohort_size(len(names)))
+        folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
+        agreement = Agreement(
+            folder.name, conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy
+        )
+        with recorded(EventLog(folder.events, self._listeners)) as log:
+            sites = Federation(
+                line, agreement, roster, names, conf.rounds.quorum, conf.gather_s, log
+            )
+            sites.gather()
+            _, summary = execute(
+                conf,
+                strategy,
+                kit,
+                agreement,
+                names,
+                folder,
+                log,
+                lambda coordinator: coordinator.run(sites, kit.initial),
+                one_kind_of_device=False,
+                pace=Pace(conf.patience),
+            )
+        return Finished(folder, summary)
+
+    def push(self, folder: Path, grid: Grid) -> dict[str, Any]:
+        """Hand a bundle to every site of the roster that is online.
+
+        Returns:
+            Per site, what came of it.
+
+        Raises:
+            LeptonError: The bundle is not whole, or not signed by this coordinator.
+        """
+        bundle = verify_bundle(folder, self._key.public_key())
+        line, names, _ = self._line(grid)
+        online = set(line.sites())
+        deadline = Deadline(1.0, len(names), _PUSH_S)
+        outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
+        found: dict[str, Any] = {name: asdict(outcome) for name, outcome in outcomes.items()}
+        for name in sorted(set(names) - online):
+            found[name] = {"absent": True}
+        return {"version": bundle.manifest.version, "task": bundle.manifest.task, "sites": found}
+
+    def _line(self, grid: Grid) -> tuple[GridTransport, list[str], bytes]:
+        """Return what reaches the sites of the roster as it is now."""
+        roster, content = self._roster()
+        link = self._opened()
+        keys = self._node_keys(roster)
+        link.enrol(keys)
+        nodes = link.nodes(keys)
+        identities = {
+            member.name: PublicKey.from_public_bytes(bytes.fromhex(member.identity))
+            for member in roster.sites
+        }
+        seals = Seals(self._key, identities)
+        return GridTransport(grid, nodes, seals=seals), sorted(nodes), content
+
+    def _roster(self) -> tuple[Roster, bytes]:
+        path = Path(self._conf.roster)
+        roster = read_roster(path, self._key.public_key())
+        return roster, path.read_bytes()
+
+    def _node_keys(self, roster: Roster) -> dict[str, bytes]:
+        return {member.name: node_public_pem(member.node_key) for member in roster.sites}
+
+    def _opened(self) -> SuperLink:
+        if self._link is None:
+            raise RuntimeError("open() comes first")
+        return self._link
+
+
+def address_of(address: str) -> tuple[str, int]:
+    """Return host and port of ``host:port`` or ``[host]:port``."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)

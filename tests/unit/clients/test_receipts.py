@@ -1,0 +1,255 @@
+"""Receipts: what left is written down first, exactly, and no later change goes unseen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lepton_fed.clients import receipts as receipts_module
+from lepton_fed.clients.receipts import Receipt, Receipts, receipt_of
+from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.errors import Problem, Refused, RunError
+from lepton_fed.runs import files
+
+ASK = Ask("a" * 64, "l", 3, True, True, {})
+ABOUT = {
+    "time": "2026-01-05T12:00:00+00:00",
+    "site": "north",
+    "coordinator": "lusab-babad",
+    "address": "fed.example.org:9092",
+    "run": "20260105T120000Z-digits-24fe",
+    "task": "b" * 64,
+    "policy": "c" * 64,
+}
+VECTOR = np.array([3, 4], np.float32)
+REPLY = Reply(
+    "north",
+    Update("l", {"delta": VECTOR}, 1.0, {"delta": 50.0}),
+    np.ones(7),
+    epsilon=0.1234567890123,
+    noise_multiplier=1.5,
+)
+
+
+def receipt(**changes):
+    return replace(receipt_of(REPLY, ASK, ABOUT), **changes)
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Three receipts, written."""
+    found = Receipts(tmp_path / "state" / "receipts")
+    for number in (1, 2, 3):
+        found.write(receipt(round=number))
+    return found
+
+
+def paths(kept):
+    return sorted(kept._folder.glob("*.json"))
+
+
+def test_a_receipt_holds_what_left_with_every_digit():
+    found = receipt_of(REPLY, ASK, ABOUT)
+    vector = found.vectors["delta"]
+    assert (vector.elements, vector.bytes) == (2, 8)
+    assert (vector.norm_before, vector.norm_after) == (50.0, 5.0)
+    assert vector.sha256 == hashlib.sha256(VECTOR.astype("<f4").tobytes()).hexdigest()
+    assert found.numbers == {
+        "weight": "1.0",
+        "evaluation": "7 counts on held-out rows",
+        "epsilon": "0.1234567890123",
+        "noise multiplier": "1.5",
+    }
+    assert (found.run, found.round, found.agreement) == (ABOUT["run"], 3, "a" * 64)
+    assert (found.task, found.policy, found.refusal) == ("b" * 64, "c" * 64, "")
+
+
+def test_a_row_count_as_weight_is_written_in_full():
+    counted = replace(REPLY, update=replace(REPLY.update, weight=12_345_678.0))
+    assert receipt_of(counted, ASK, ABOUT).numbers["weight"] == "12345678.0"
+
+
+def test_of_a_refusal_the_code_is_written_and_what_leaves_with_it():
+    found = receipt_of(Reply("north", refusal=Problem("LF4605", "x"), epsilon=1.0), ASK, ABOUT)
+    assert (found.refusal, found.vectors, found.numbers) == ("LF4605", {}, {"epsilon": "1.0"})
+
+
+def test_a_vector_that_was_not_clipped_has_its_norm_twice():
+    plain = replace(REPLY, update=replace(REPLY.update, norms={}))
+    vector = receipt_of(plain, ASK, ABOUT).vectors["delta"]
+    assert vector.norm_before == vector.norm_after == 5.0
+
+
+def test_receipts_are_read_back_as_they_were_written_in_order(kept):
+    assert [found.round for found in kept.read()] == [1, 2, 3]
+    assert replace(kept.read()[2], previous="") == receipt(round=3)
+    assert [path.name for path in paths(kept)] == [
+        f"0000000{number}-{ABOUT['run']}-round-000{number}.json" for number in (1, 2, 3)
+    ]
+
+
+def test_another_process_goes_on_with_the_chain(kept):
+    Receipts(kept._folder).write(receipt(round=4))
+    assert [found.round for found in kept.read()] == [1, 2, 3, 4]
+
+
+def test_no_receipts_are_no_error(tmp_path):
+    none = Receipts(tmp_path / "nowhere")
+    assert none.read() == []
+    assert none.head() == hashlib.sha256(b"lepton-fed receipts 1").hexdigest()
+
+
+def test_the_chain_is_the_hash_of_the_file_before(kept):
+    previous = hashlib.sha256(b"lepton-fed receipts 1").hexdigest()
+    for path in paths(kept):
+        assert json.loads(path.read_bytes())["previous"] == previous
+        previous = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert kept.head() == previous
+
+
+def test_the_same_round_twice_makes_two_receipts_and_overwrites_none(kept):
+    before = [path.read_bytes() for path in paths(kept)]
+    kept.write(receipt(round=3))
+    assert [path.read_bytes() for path in paths(kept)][:3] == before
+    assert [found.round for found in kept.read()] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("tamper", "place"),
+    [
+        (lambda files: files[0].unlink(), "00000002"),
+        (lambda files: files[1].unlink(), "00000003"),
+        (lambda files: _replace(files[0], b"50.0", b"5.0"), "00000002"),
+        (lambda files: _replace(files[1], b"}", b"} "), "00000003"),
+        (lambda files: files[2].write_bytes(b"{}"), "00000003"),
+        (lambda files: files[2].write_bytes(b"\xff"), "00000003"),
+        (lambda files: files[2].write_bytes(b"[" * 100_000), "00000003"),
+        (lambda files: files[1].rename(files[1].with_name("00000004-x.json")), "00000003"),
+        (lambda files: _copy(files[0], "00000000-x.json"), "00000001"),
+        (lambda files: _copy(files[2], "00000004-x.json"), "00000004"),
+    ],
+)
+def test_a_changed_missing_moved_or_added_receipt_is_found_where_the_chain_breaks(
+    kept, tamper, place
+):
+    tamper(paths(kept))
+    with pytest.raises(Refused) as caught:
+        kept.read()
+    (problem,) = caught.value.problems
+    assert problem.code == "LF4641"
+    assert Path(problem.where).name.startswith(place)
+
+
+def _replace(path, old, new):
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+
+
+def _copy(path, name):
+    path.with_name(name).write_bytes(path.read_bytes())
+
+
+def test_a_receipt_taken_off_the_end_shows_only_in_the_hash_of_the_last(kept):
+    head = kept.head()
+    paths(kept)[-1].unlink()
+    assert len(kept.read()) == 2
+    assert kept.head() != head
+
+
+@pytest.mark.parametrize(
+    "run", ["../../../etc/cron.d/x", "/etc/passwd", "a/b", "..", "", "\x00", "x" * 5000, "a\n", "é"]
+)
+def test_the_coordinator_s_name_of_a_run_chooses_no_path(tmp_path, run):
+    kept = Receipts(tmp_path / "receipts")
+    path = kept.write(receipt_of(REPLY, ASK, {**ABOUT, "run": run}))
+    assert path.parent == tmp_path / "receipts"
+    assert path.name.isascii()
+    assert len(path.name) < 200
+    assert os.listdir(tmp_path) == ["receipts"]
+    (found,) = kept.read()
+    assert found.run.isprintable()
+    assert len(found.run) <= 128
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1_000_001, 2**63, 2**64 - 1])
+def test_a_round_that_no_run_has_is_written_as_0_and_can_be_read_again(tmp_path, number):
+    kept = Receipts(tmp_path / "receipts")
+    kept.write(receipt_of(REPLY, replace(ASK, round_number=number), ABOUT))
+    kept.write(receipt())
+    assert [found.round for found in kept.read()] == [0, 3]
+
+
+@pytest.mark.parametrize("agreement", ["\ud800", "\x1b[2J", "x" * 100_000, ""], ids=range(4))
+def test_an_unknown_agreement_is_cut_to_size(tmp_path, agreement):
+    kept = Receipts(tmp_path / "receipts")
+    kept.write(receipt_of(REPLY, replace(ASK, agreement=agreement), ABOUT))
+    (found,) = kept.read()
+    assert found.agreement.isprintable()
+    assert len(found.agreement) <= 64
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_what_could_not_be_read_again_is_refused_before_it_leaves(kept, norm):
+    wrong = replace(REPLY, update=replace(REPLY.update, norms={"delta": norm}))
+    with pytest.raises(Refused) as caught:
+        kept.write(receipt_of(wrong, ASK, ABOUT))
+    assert caught.value.code == "LF4642"
+    kept.write(receipt(round=4))
+    assert [found.round for found in kept.read()] == [1, 2, 3, 4]
+
+
+def test_a_receipt_after_the_last_number_is_refused_not_lost(kept):
+    last = paths(kept)[-1]
+    last.rename(last.with_name(last.name.replace("00000003", "99999999")))
+    with pytest.raises(Refused) as caught:
+        kept.write(receipt())
+    assert caught.value.code == "LF4642"
+    assert len(kept.read()) == 3
+
+
+def test_file_and_folder_are_synced_before_write_returns(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def watched(number):
+        synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        fsync(number)
+
+    monkeypatch.setattr(files.os, "fsync", watched)
+    folder = tmp_path / "state" / "receipts"
+    Receipts(folder).write(receipt())
+    assert [path for path in synced if not path.endswith(".partial")] == [
+        str(folder.parent),
+        str(folder),
+    ]
+    assert sum(path.endswith(".partial") for path in synced) == 1
+
+
+def test_the_folder_is_the_owner_s_only(kept):
+    assert kept._folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_disk_that_fails_is_a_located_error_and_nothing_is_half_written(kept, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(receipts_module.os, "fsync", full)
+    with pytest.raises(RunError) as caught:
+        kept.write(receipt(round=4))
+    assert caught.value.code == "LF5209"
+    monkeypatch.undo()
+    assert len(kept.read()) == 3
+    assert len(os.listdir(kept._folder)) == 3
+
+
+def test_a_receipt_is_json_that_holds_no_row_and_all_its_fields(kept):
+    content = json.loads(paths(kept)[0].read_bytes())
+    assert set(content) == set(Receipt.__dataclass_fields__)

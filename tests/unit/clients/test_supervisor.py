@@ -1,0 +1,307 @@
+"""A site as a service: kept up, ended cleanly, one at a time, and plain about its connection."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lepton_fed.clients import supervisor
+from lepton_fed.clients.connection import ConnectionNews, why_unreachable
+from lepton_fed.clients.supervisor import Keeper, run_site
+from lepton_fed.errors import Refused
+
+SLEEPER = [
+    sys.executable,
+    "-c",
+    "import time; print('SuperNode ID: 1', flush=True); time.sleep(600)",
+]
+DEAF = [
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); "
+    "time.sleep(600)",
+]
+
+
+class StandIn:
+    """A process that lives for so many seconds of a clock."""
+
+    def __init__(self, clock, life_s):
+        self.clock, self.end = clock, clock.now + life_s
+        self.ended = False
+
+    def poll(self):
+        return 0 if self.clock.now >= self.end else None
+
+    def terminate(self):
+        self.ended = True
+
+    def wait(self, timeout=None):
+        return 0
+
+
+class Clock:
+    """A clock that goes on only when somebody waits."""
+
+    def __init__(self, stop_at):
+        self.now, self.stop_at, self.stop = 0.0, stop_at, threading.Event()
+        self.pauses = []
+
+    def wait(self, seconds):
+        self.pauses.append(seconds)
+        self.now += seconds
+        if self.now >= self.stop_at:
+            self.stop.set()
+        return self.stop.is_set()
+
+
+def starts(lives, stop_at):
+    """Return when processes with these lives are started, and the clock."""
+    clock = Clock(stop_at)
+    started = []
+
+    def start():
+        started.append(clock.now)
+        life = lives[min(len(started), len(lives)) - 1]
+        if isinstance(life, Exception):
+            raise life
+        return StandIn(clock, life)
+
+    Keeper(start, clock.stop, clock=lambda: clock.now, wait=clock.wait).run()
+    return started, clock
+
+
+def test_a_connection_that_ends_at_once_is_tried_again_after_longer_and_longer_waits():
+    started, _ = starts([0], 300)
+    waits = [later - earlier for earlier, later in itertools.pairwise(started)]
+    assert waits == [1, 2, 5, 10, 30, 60, 60, 60, 60]
+
+
+def test_one_that_lived_well_is_tried_again_at_once():
+    started, _ = starts([0, 0, 0, 200, 0], 260)
+    assert started[:5] == [0, 1, 3, 8, 209]
+    assert started[5] == 210, "the waits begin anew"
+
+
+def test_a_connection_that_cannot_be_started_is_tried_again(caplog):
+    started, _ = starts([OSError(12, "Cannot allocate memory"), 0], 6)
+    assert started == [0, 1, 3]
+    assert "Cannot allocate memory" in caplog.text
+
+
+def test_one_that_is_told_to_stop_ends_its_process():
+    clock = Clock(5)
+    child = StandIn(clock, 1e9)
+    Keeper(lambda: child, clock.stop, clock=lambda: clock.now, wait=clock.wait).run()
+    assert child.ended
+
+
+@pytest.fixture
+def service(conf, parties, monkeypatch):
+    """Run sites with stand-ins for SuperNode and worker."""
+    seen = {"serving": threading.Event(), "agents": [], "given": {}}
+    ended = []
+
+    def serve(agent, **given):
+        seen["agents"].append(agent)
+        seen["given"] = given
+        seen["serving"].set()
+        given["stop"].wait()
+
+    def command(**given):
+        seen["command"] = given
+        return SLEEPER
+
+    monkeypatch.setattr(supervisor, "serve", serve)
+    monkeypatch.setattr(supervisor, "supernode_command", command)
+
+    class Running:
+        def __init__(self, of=conf):
+            self.stop, self.error = threading.Event(), None
+            self.thread = threading.Thread(target=self._run, args=(of,))
+            self.thread.start()
+            ended.append(self)
+
+        def _run(self, of):
+            try:
+                run_site(of, self.stop)
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.error = error
+
+        def end(self):
+            self.stop.set()
+            self.thread.join(15)
+            assert not self.thread.is_alive()
+
+    Running.seen = seen
+    yield Running
+    for each in ended:
+        each.end()
+
+
+def until(found, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not come to that")
+
+
+def log_of(conf):
+    path = Path(conf.state) / "supernode.log"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_site_starts_both_halves_with_a_secret_that_nobody_else_reads(service, conf, parties):
+    running = service()
+    assert service.seen["serving"].wait(20)
+    given, command = service.seen["given"], service.seen["command"]
+    assert given["name"] == "north"
+    assert given["port"] == command["port"]
+    assert given["coordinator"].public_bytes_raw() == (
+        parties.coordinator.public_key().public_bytes_raw()
+    )
+    secret = command["secret"]
+    assert secret.read_bytes() == given["secret"]
+    assert len(given["secret"]) == 32
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(conf.state).stat().st_mode) == 0o700
+    running.end()
+    assert running.error is None
+
+
+def test_a_second_site_on_one_state_folder_is_refused_and_the_first_goes_on(service, conf):
+    first = service()
+    assert service.seen["serving"].wait(20)
+    with pytest.raises(Refused) as caught:
+        run_site(conf, threading.Event())
+    assert caught.value.code == "LF4513"
+    assert first.thread.is_alive()
+    first.end()
+    again = service()
+    until(lambda: len(service.seen["agents"]) == 2)
+    again.end()
+    assert again.error is None
+
+
+@pytest.mark.parametrize("command", [SLEEPER, DEAF])
+def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_round(
+    service, conf, monkeypatch, command
+):
+    pids, hanging = [], threading.Event()
+    start = subprocess.Popen
+
+    def remembered(*given, **named):
+        pids.append(start(*given, **named))
+        return pids[-1]
+
+    def hang(agent, **given):
+        agent.close = lambda: closed.append(1)
+        hanging.set()
+        time.sleep(30)  # a round, and nobody can be told
+
+    closed = []
+    monkeypatch.setattr(supervisor.subprocess, "Popen", remembered)
+    monkeypatch.setattr(supervisor, "serve", hang)
+    monkeypatch.setattr(supervisor, "supernode_command", lambda **given: command)
+    running = service()
+    assert hanging.wait(20)
+    until(lambda: log_of(conf).strip())
+    began = time.monotonic()
+    running.end()
+    assert time.monotonic() - began < 10
+    assert closed, "what trains was ended"
+    assert [process.poll() is not None for process in pids] == [True]
+
+
+def test_a_connection_that_ends_comes_back_whatever_its_exit_code(service, conf, monkeypatch):
+    quick = [sys.executable, "-c", "print('once', flush=True)"]
+    monkeypatch.setattr(supervisor, "supernode_command", lambda **given: quick)
+    running = service()
+    until(lambda: log_of(conf).count("once") >= 2)
+    assert running.thread.is_alive()
+
+
+def test_what_the_worker_cannot_go_on_from_ends_the_site_with_its_error(service, monkeypatch):
+    def broken(agent, **given):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(supervisor, "serve", broken)
+    running = service()
+    running.thread.join(20)
+    assert isinstance(running.error, RuntimeError)
+
+
+@pytest.mark.parametrize("missing", ["identity_key", "node_key", "coordinator_key", "ca", "roster"])
+def test_a_missing_key_is_found_before_anything_is_started(service, conf, missing):
+    with pytest.raises(Refused) as caught:
+        run_site(replace(conf, **{missing: conf.state + "-nowhere"}), threading.Event())
+    assert caught.value.code == "LF4151"
+    assert not service.seen["agents"]
+    assert "command" not in service.seen
+
+
+def test_a_key_that_others_may_read_is_refused(service, conf):
+    os.chmod(conf.node_key, 0o644)
+    with pytest.raises(Refused) as caught:
+        run_site(conf, threading.Event())
+    assert caught.value.code == "LF4152"
+
+
+def test_the_log_of_the_last_life_is_kept_beside_the_new_one(service, conf):
+    state = Path(conf.state)
+    state.mkdir(mode=0o700)
+    (state / "supernode.log").write_text("an earlier life\n")
+    service()
+    until(lambda: "SuperNode ID" in log_of(conf))
+    assert (state / "supernode.log.1").read_text() == "an earlier life\n"
+    assert "earlier" not in log_of(conf)
+
+
+def test_news_of_the_connection_are_told_once_and_in_plain_words(tmp_path, caplog):
+    log = tmp_path / "supernode.log"
+    news = ConnectionNews(log, "fed.example.org:9092", lambda address: "Connection refused")
+    news.look()  # there is no log yet
+    failed = "WARNING : Connection attempt failed, retrying in 1.21 seconds\n"
+    with caplog.at_level(logging.INFO, "lepton_fed.site"):
+        log.write_text(failed * 3 + "INFO : Connection succ")
+        news.look()
+        assert len(caplog.messages) == 1
+        expected = "cannot reach the coordinator at fed.example.org:9092: Connection refused"
+        assert expected in caplog.messages[0]
+        with log.open("a") as file:
+            file.write("essful after 3.00 seconds and 3 tries.\nINFO : SuperNode ID: 5\n")
+        news.look()
+        assert len(caplog.messages) == 2
+        assert "connected to the coordinator at fed.example.org:9092" in caplog.messages[1]
+        news.look()
+        with log.open("a") as file:
+            file.write("ERROR : SSL/TLS handshake error detected.\n" + failed)
+        news.look()
+        assert len(caplog.messages) == 3
+        assert "ca.crt" in caplog.messages[2]
+        log.write_text("ERROR: Failed to activate SuperNode.\n")  # a new log
+        news.look()
+        assert "roster" in caplog.messages[3]
+
+
+def test_why_a_coordinator_cannot_be_reached_is_said():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        assert why_unreachable(f"127.0.0.1:{port}") == "Connection refused"
+        taken.listen()
+        assert why_unreachable(f"127.0.0.1:{port}") == ""
+    assert why_unreachable("no-such-host.invalid:1")

@@ -1,0 +1,139 @@
+"""Who takes part in a run: the roster's sites that are online and agreed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, StrategyConf
+from lepton_fed.core.exchange import Offer, OfferReply, Reply
+from lepton_fed.core.task import Task
+from lepton_fed.errors import Problem, RunError
+from lepton_fed.runs.events import EventLog
+from lepton_fed.server.federation import Federation
+
+AGREEMENT = Agreement("run", Task(), StrategyConf(), 3, 1, Privacy())
+NO = Problem("LF4601", "not this model")
+
+
+class FakeLine:
+    """Sites that come and go with time, and answer offers."""
+
+    def __init__(self) -> None:
+        self.online: Callable[[], Sequence[str]] = lambda: ["a", "b", "c"]
+        self.says: dict[str, Callable[[], OfferReply]] = {}
+        self.offered: list[str] = []
+
+    def sites(self) -> Sequence[str]:
+        return self.online()
+
+    def offer(self, offers: Mapping[str, Offer], deadline: Any = None) -> Iterator[OfferReply]:
+        for site in offers:
+            self.offered.append(site)
+            yield self.says.get(site, lambda s=site: OfferReply(s, AGREEMENT.digest))()
+
+    def exchange(self, asks: Any, deadline: Any = None) -> Iterator[Reply]:
+        yield from ()
+
+    def take_late(self) -> list[Any]:
+        return []
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.line = FakeLine()
+        self.now = 0.0
+        self.seen: list[Any] = []
+        self.log = EventLog(folder / "events.jsonl", (self.seen.append,))
+
+    def nap(self, seconds: float) -> None:
+        self.now += seconds
+
+    def federation(self, quorum: int = 2) -> Federation:
+        return Federation(self.line, AGREEMENT, b"roster", "abc", quorum, 60.0, self.log,
+                          self.nap, lambda: self.now)  # fmt: skip
+
+    def events(self, name: str) -> list[Any]:
+        return [event for event in self.seen if event["event"] == name]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.log.close()
+
+
+def test_when_all_have_agreed_nobody_is_waited_for(world: World) -> None:
+    sites = world.federation()
+    sites.gather()
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert world.now == 0.0
+    assert world.line.offered == ["a", "b", "c"]
+
+
+def test_a_late_site_is_waited_for_and_then_the_quorum_goes_on(world: World) -> None:
+    world.line.online = lambda: ["a", "b"]
+    sites = world.federation()
+    sites.gather()
+    assert 60.0 <= world.now < 61.0
+    assert list(sites.sites()) == ["a", "b"]
+    assert world.events("sites.awaited")[-1]["sites"] == ["c"]
+    world.line.online = lambda: ["a", "b", "c"]
+    assert list(sites.sites()) == ["a", "b", "c"]  # from the next round on
+    assert world.line.offered.count("c") == 1
+
+
+def test_a_site_that_refuses_is_named_with_its_reason_and_asked_no_more(world: World) -> None:
+    world.line.says["b"] = lambda: OfferReply("b", refusal=NO)
+    sites = world.federation()
+    sites.gather()
+    assert world.now == 0.0
+    assert list(sites.sites()) == ["a", "c"]
+    (event,) = world.events("site.refused")
+    assert (event["site"], event["code"], event["why"]) == ("b", "LF4601", "not this model")
+    assert world.line.offered.count("b") == 1
+
+
+def test_agreeing_to_something_else_is_no_agreement(world: World) -> None:
+    world.line.says["b"] = lambda: OfferReply("b", "0" * 64)
+    sites = world.federation()
+    sites.gather()
+    assert list(sites.sites()) == ["a", "c"]
+    assert world.events("site.refused")[0]["code"] == "LF4413"
+
+
+def test_a_site_whose_answer_was_lost_is_asked_again(world: World) -> None:
+    answers = iter([OfferReply("b", refusal=Problem("LF5306", "no reply in time"))])
+    world.line.says["b"] = lambda: next(answers, OfferReply("b", AGREEMENT.digest))
+    sites = world.federation()
+    sites.gather()
+    assert list(sites.sites()) == ["a", "b", "c"]
+
+
+def test_without_the_quorum_the_run_says_who_is_missing(world: World) -> None:
+    world.line.online = lambda: ["a"]
+    with pytest.raises(RunError) as failed:
+        world.federation().gather()
+    assert failed.value.code == "LF5004"
+    assert "b, c" in failed.value.problems[0].remedy
+
+
+def test_too_many_refusals_end_the_run_at_once(world: World) -> None:
+    for site in "bc":
+        world.line.says[site] = lambda s=site: OfferReply(s, refusal=NO)
+    with pytest.raises(RunError):
+        world.federation().gather()
+    assert world.now == 0.0
+
+
+def test_a_quorum_that_comes_back_in_time_goes_on(world: World) -> None:
+    sites = world.federation()
+    sites.gather()
+    world.line.online = lambda: ["a", "c"] if world.now > 30 else ["a"]
+    assert list(sites.sites()) == ["a", "c"]
+    assert world.now > 30
