@@ -13,7 +13,7 @@ from lepton_fed.cli.screen import (
     guarded,
     print_json,
     print_table,
-    show_problems,
+    show_failure,
     size,
 )
 
@@ -37,7 +37,6 @@ def push(
 
         loaded = load_conf(conf, overrides or [], kind=ServerConf)
     with guarded(as_json=as_json, loaded=loaded):
-        from lepton_fed.errors import Problem
         from lepton_fed.export.bundle import verify_bundle
         from lepton_fed.identity.keys import load_private_key
         from lepton_fed.server.jobs import Job, Jobs
@@ -45,12 +44,7 @@ def push(
         # Looked at here too: what is wrong with it is best said before anybody is asked.
         verify_bundle(bundle, load_private_key(Path(loaded.conf.signing_key)).public_key())
         result = Jobs(Path(loaded.conf.state)).give(Job("push", str(bundle.resolve())), wait)
-        if "error" in result:
-            problems = [Problem(**problem) for problem in result["error"]["problems"]]
-            if as_json:
-                print_json(result)
-            show_problems(problems)
-            raise typer.Exit(int(result["error"]["exit_code"]))
+        show_failure(result, as_json=as_json)
         if as_json:
             print_json(result)
         else:

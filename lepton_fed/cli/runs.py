@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lepton_fed.cli.screen import AsJson, guarded, print_json, print_table, stdout
+from lepton_fed.cli.screen import (
+    AsJson,
+    Overrides,
+    guarded,
+    print_json,
+    print_table,
+    show_failure,
+    stdout,
+)
 from lepton_fed.cli.simulate import show_summary
 
 if TYPE_CHECKING:
     from lepton_fed.runs.folder import RunFolder
 
-app = typer.Typer(help="List runs, or show one.", no_args_is_help=True)
+app = typer.Typer(
+    help="List runs, show one, or give the coordinator another.", no_args_is_help=True
+)
 
 Root = Annotated[Path, typer.Option("--runs", help="Folder of all runs.")]
 
@@ -83,6 +93,41 @@ def show(
             out.print(line, markup=False)
         if summary is not None:
             show_summary(summary)
+
+
+@app.command("submit")
+def submit(
+    overrides: Overrides = None,
+    conf: Annotated[
+        Path,
+        typer.Option("--conf", help="What to run; its state folder is the running coordinator's."),
+    ] = Path("conf/server.yaml"),
+    wait: Annotated[float, typer.Option(min=1, help="Give up after this many seconds.")] = 86400.0,
+    as_json: AsJson = False,
+) -> None:
+    """Give the running coordinator another run, and wait until it is finished."""
+    with guarded(as_json=as_json):
+        from lepton_fed.config.load import load_conf
+        from lepton_fed.config.schema import ServerConf
+
+        loaded = load_conf(conf, overrides or [], kind=ServerConf)
+    with guarded(as_json=as_json, loaded=loaded):
+        from lepton_fed.runs.files import write_atomic
+        from lepton_fed.server.jobs import Job, Jobs
+
+        jobs = Jobs(Path(loaded.conf.state))
+        resolved = jobs.conf_file()
+        write_atomic(resolved, loaded.resolved_yaml().encode())
+        try:
+            result = jobs.give(Job("run", str(resolved.absolute())), wait)
+        finally:
+            resolved.unlink(missing_ok=True)
+        show_failure(result, as_json=as_json)
+        if as_json:
+            print_json(result)
+        else:
+            stdout().print(f"finished    {result['folder']}", markup=False)
+            stdout().print(f"\nnext: lepton-fed export {result['folder']}", markup=False)
 
 
 def _row(run: RunFolder) -> dict[str, Any]:

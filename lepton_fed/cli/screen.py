@@ -28,6 +28,7 @@ __all__ = [
     "number",
     "print_json",
     "print_table",
+    "show_failure",
     "show_problems",
     "size",
     "stdout",
@@ -143,6 +144,21 @@ def size(count: int) -> str:
     if count < _LARGEST_PLAIN**2:
         return f"{count / _LARGEST_PLAIN:.1f} KiB"
     return f"{count / _LARGEST_PLAIN**2:.1f} MiB"
+
+
+def show_failure(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Say why a running coordinator could not do a job, if it could not, and exit as it would.
+
+    Args:
+        result: What it answered; ``error`` holds what went wrong.
+        as_json: Also print it as JSON on stdout.
+    """
+    if "error" not in result:
+        return
+    if as_json:
+        print_json(result)
+    show_problems([Problem(**problem) for problem in result["error"]["problems"]])
+    raise typer.Exit(int(result["error"]["exit_code"]))
 
 
 def show_problems(problems: Sequence[Problem]) -> None:

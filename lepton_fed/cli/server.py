@@ -37,14 +37,11 @@ def server(
 
         stop = threading.Event()
 
-        def end(number: int, frame: object) -> None:
+        def end(*_: object) -> None:
             """Finish what is going on, then end; a second signal ends at once."""
-            del frame
-            if stop.is_set():
+            if once or stop.is_set():
                 raise KeyboardInterrupt
             stop.set()
-            if once or number == signal.SIGINT:
-                raise KeyboardInterrupt
 
         def told(finished: Finished) -> None:
             if as_json:

@@ -122,23 +122,33 @@ class SuperLink:
         self._threads: list[threading.Thread] = []
         self._control: Any = None
 
-    def start(self) -> None:
-        """Answer from now on."""
-        for server, listening in zip(self._servers, self._sockets, strict=True):
-            thread = threading.Thread(
-                target=server.run, kwargs={"sockets": [listening]}, daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
-            until = time.monotonic() + _START_S
-            while not server.started:
-                if not thread.is_alive() or time.monotonic() > until:
-                    raise RunError(
-                        Problem("LF5011", "Flower's SuperLink did not start",
-                                remedy="look at the lines above, and at the state folder's disk")
-                    )  # fmt: skip
-                time.sleep(0.02)
+    def start(self, keys: Mapping[str, bytes]) -> None:
+        """Answer from now on.
+
+        The public listener opens last: a site that waits for the coordinator would otherwise be
+        turned away by a register that is still empty.
+
+        Args:
+            keys: Public key of each site's node, PEM, by the site's name; see :meth:`enrol`.
+        """
+        private, public = zip(self._servers, self._sockets, strict=True)
+        self._serve(*private)
         self._control = compat.control_client(self._address, self._header)
+        self.enrol(keys)
+        self._serve(*public)
+
+    def _serve(self, server: uvicorn.Server, listening: socket.socket) -> None:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+        until = time.monotonic() + _START_S
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > until:
+                raise RunError(
+                    Problem("LF5011", "Flower's SuperLink did not start",
+                            remedy="look at the lines above, and at the state folder's disk")
+                )  # fmt: skip
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Answer no more."""

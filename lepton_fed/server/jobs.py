@@ -61,7 +61,8 @@ class Jobs:
             RunError: The folder cannot be written.
         """
         with writing(self._folder):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(self._state / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
@@ -108,6 +109,15 @@ class Jobs:
         if not isinstance(found, dict):
             raise TypeError("a result is an object")
         return found
+
+    def conf_file(self) -> Path:
+        """Return a new name for the conf of a run that is given.
+
+        Raises:
+            RunError: LF5013, no coordinator runs on this state folder.
+        """
+        self._require_running()
+        return self._folder / f"{secrets.token_hex(8)}.yaml"
 
     def waiting(self) -> Iterator[tuple[Path, Job]]:
         """Yield the jobs that wait, the oldest first; one that is no job is removed."""

@@ -243,6 +243,8 @@ class Coordinator:
 
     def _exchange(self, transport: Transport, cohort: Sequence[str], ask: Ask) -> Iterator[Reply]:
         """Ask a cohort within the round's deadline; learn what each site takes."""
+        if not cohort:
+            return
         deadline = None
         if self._pace is not None:
             sent = sum(vector.nbytes for vector in ask.vectors.values())

@@ -159,8 +159,7 @@ class Service:
             Path(conf.tls.key),
             self._state / "flower.sqlite",
         )
-        self._link.start()
-        self._link.enrol(self._node_keys(self._roster()[0]))
+        self._link.start(self._node_keys(self._roster()[0]))
         _log.info("listening on %s", conf.listen)
 
     def close(self) -> None:

@@ -135,6 +135,21 @@ def test_an_older_version_is_refused_by_the_sites(
     assert "version 12" in predict(federation, "east")[0]
 
 
+def test_runs_come_one_after_another_and_repeat_to_the_bit(federation: Deployment) -> None:
+    first = federation.wait_for_event("run.finished")
+    words = ["runs", "submit", "--conf", "server.yaml", *PLAIN, "--json"]
+    told = json.loads(lepton(*words, cwd=federation.root).stdout)
+    summary = json.loads((federation.root / told["folder"] / "summary.json").read_text())
+    assert summary["digest"] == first["digest"]
+    assert summary["run"] != first.get("run")
+    refused = lepton(
+        "runs", "submit", "--conf", "server.yaml", *PLAIN, "rounds.count=101",
+        cwd=federation.root, code=5,
+    )  # fmt: skip
+    assert "LF5004" in refused.stderr  # every site's policy allows 100 rounds
+    assert {e["code"] for e in federation.events() if e["event"] == "site.refused"} == {"LF4603"}
+
+
 def test_a_second_coordinator_on_the_state_folder_is_refused(federation: Deployment) -> None:
     done = lepton("server", "--conf", "server.yaml", "--once", cwd=federation.root, code=4)
     assert "LF4215" in done.stderr

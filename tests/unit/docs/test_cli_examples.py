@@ -21,7 +21,16 @@ JSON_KEYS = {
         re.MULTILINE,
     )
 }
-WITH_OTHERS = ("demo", "simulate", "server", "client", "push", "receipts", "keys accept")
+WITH_OTHERS = (
+    "demo",
+    "simulate",
+    "server",
+    "client",
+    "push",
+    "receipts",
+    "keys accept",
+    "runs submit",
+)
 """Commands that need a federation, or print what another page describes."""
 
 WORDS = {

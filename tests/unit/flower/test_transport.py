@@ -14,7 +14,7 @@ from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import DataError, Problem
 from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.flower.records import reply_to_record
-from lepton_fed.flower.transport import SITE, GridTransport, client_app, run_in_process
+from lepton_fed.flower.transport import SITE, GridTransport, Late, client_app, run_in_process
 
 SITES = ["north", "south", "west"]
 
@@ -290,3 +290,38 @@ def test_sites_can_be_asked_for_different_things() -> None:
 
     run_in_process(SITES, answer, lambda transport: list(transport.exchange(asks)))
     assert seen == {site: site != SITES[0] for site in SITES}
+
+
+def test_a_reply_that_comes_too_late_is_dropped_and_named() -> None:
+    """The first site answers its ask of round 3 only when round 4 is asked."""
+    now = [0.0]
+    held: dict[str, int] = {}
+
+    class Slow(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            ready = []
+            for each in message_ids:
+                late = held.setdefault(each, 0) == 0 and not held.get("first")
+                if late:
+                    held["first"] = 1
+                    held[each] = 100  # seconds from now
+                if now[0] >= held[each]:
+                    ready.append(each)
+            return super().pull_messages(ready)
+
+    def nap(seconds: float) -> None:
+        now[0] += 1.0
+
+    grid = Slow(client_app(lambda site, asked: update_of(site)), [{SITE: s} for s in SITES[:2]])
+    nodes = dict(zip(SITES, grid.get_node_ids(), strict=False))
+    transport = GridTransport(grid, nodes, sleep=nap, clock=lambda: now[0])
+    first = {r.site: r for r in transport.exchange(dict.fromkeys(nodes, ask()), Deadline(1, 2, 30))}
+    assert {site: reply.refusal.code for site, reply in first.items() if reply.refusal} == {
+        SITES[0]: "LF5306"
+    }
+    assert transport.take_late() == []
+    now[0] = 200.0
+    second = list(transport.exchange(dict.fromkeys(nodes, ask()), Deadline(1, 2, 30)))
+    assert [reply.refusal for reply in second] == [None, None]
+    assert transport.take_late() == [Late(SITES[0], 3)]
+    assert transport.take_late() == []

@@ -15,7 +15,7 @@ from lepton_fed.config.schema import Privacy, Rounds, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Layout, Vector
 from lepton_fed.core.metrics import MetricsPlan
-from lepton_fed.core.pace import Deadline
+from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Column, DataContract, Target, Task
 from lepton_fed.runs.events import Event, EventLog, read_events
@@ -112,6 +112,7 @@ class World:
         rounds: Rounds | None = None,
         strategy: Strategy | None = None,
         seed: int = 1,
+        pace: Pace | None = None,
     ) -> Outcome:
         self.folder = RunFolder.create(self.root, "test", "conf: true\n")
         log = EventLog(self.folder.events)
@@ -132,6 +133,7 @@ class World:
                 self.plan,
                 strategy or fedavg(),
                 folder=self.folder,
+                pace=pace,
                 log=log,
             ).run(transport, self.initial)
         finally:
