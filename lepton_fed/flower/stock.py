@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import flwr.serverapp.strategy as stock_strategies
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
@@ -50,20 +52,16 @@ class StockServer(Stateless):
     """Hands admitted updates to a stock strategy and takes its model.
 
     Args:
-        strategy: The stock strategy. It keeps its own state between rounds, so a run works on a
-            copy of it, and a second run starts afresh; no checkpoint holds that state.
+        strategy: The stock strategy. It keeps its own state between rounds in its attributes; each
+            round works on a copy of it that is given the state and asked for it afterwards, so
+            that a checkpoint holds it. Kept are numbers and arrays, also in lists, dicts and
+            ArrayRecords.
         weight_key: Name under which it looks for a reply's weight.
     """
 
     strategy: FlowerStrategy
     weight_key: str = "num-examples"
     needs: Needs = "each"
-    _live: list[FlowerStrategy] = field(default_factory=list, repr=False, compare=False)
-
-    def init(self, model: Vector) -> ServerState:
-        """Take a fresh copy of the stock strategy; there is no state beside it."""
-        self._live[:] = [copy.deepcopy(self.strategy)]
-        return super().init(model)
 
     def step(
         self, state: ServerState, model: Vector, aggregate: Sum | Each
@@ -75,7 +73,8 @@ class StockServer(Stateless):
         """
         if isinstance(aggregate, Sum):
             raise TypeError("a stock strategy needs single updates")
-        strategy = self._live[0] if self._live else self.strategy
+        strategy = copy.deepcopy(self.strategy)
+        _restore(strategy, state)
         number, sites = aggregate.round_number, aggregate.contributors
         if len(sites) < _least_nodes(strategy, len(sites)):
             # It would wait for more nodes, for ever.
@@ -102,7 +101,8 @@ class StockServer(Stateless):
             ) from error  # fmt: skip
         if arrays is None:
             return state, model
-        return state, np.asarray(arrays[_MODEL].numpy(), dtype=np.float32).reshape(model.shape)
+        moved = np.asarray(arrays[_MODEL].numpy(), dtype=np.float32).reshape(model.shape)
+        return _state_of(strategy), moved
 
 
 def from_flower(strategy: FlowerStrategy) -> Strategy:
@@ -158,6 +158,48 @@ def _least_nodes(strategy: FlowerStrategy, nodes: int) -> int:
     inner = strategy
     least = [getattr(inner, name, 0) for name in ("min_available_nodes", "min_train_nodes")]
     return max(*least, int(nodes * getattr(inner, "fraction_train", 1.0)))
+
+
+def _state_of(strategy: FlowerStrategy) -> ServerState:
+    """Return the numbers and arrays among a stock strategy's attributes: ``name/kind[/key]``."""
+    found: dict[str, npt.NDArray[np.generic]] = {}
+    for name, value in vars(strategy).items():
+        if isinstance(value, bool | int | float | np.generic):
+            found[f"{name}/number"] = np.asarray(value)
+        elif isinstance(value, np.ndarray):
+            found[f"{name}/array"] = value
+        elif isinstance(value, ArrayRecord):
+            found |= {f"{name}/record/{key}": item.numpy() for key, item in value.items()}
+        elif isinstance(value, dict) and _all_arrays(value.values()):
+            found |= {f"{name}/dict/{key}": item for key, item in value.items()}
+        elif isinstance(value, list) and _all_arrays(value):
+            found |= {f"{name}/list/{index}": item for index, item in enumerate(value)}
+    return found
+
+
+def _restore(strategy: FlowerStrategy, state: ServerState) -> None:
+    """Give a stock strategy the attributes that :func:`_state_of` returned."""
+    several: dict[tuple[str, str], dict[str, npt.NDArray[np.generic]]] = {}
+    for word, value in state.items():
+        name, kind, *key = word.split("/", 2)
+        if kind == "number":
+            setattr(strategy, name, value.item())
+        elif kind == "array":
+            setattr(strategy, name, value)
+        else:
+            several.setdefault((name, kind), {})[key[0]] = value
+    for (name, kind), items in several.items():
+        if kind == "record":
+            setattr(strategy, name, ArrayRecord({k: Array(v) for k, v in items.items()}))
+        elif kind == "dict":
+            setattr(strategy, name, items)
+        else:
+            setattr(strategy, name, [items[str(index)] for index in range(len(items))])
+
+
+def _all_arrays(values: Iterable[object]) -> bool:
+    found = list(values)
+    return bool(found) and all(isinstance(value, np.ndarray) for value in found)
 
 
 def _record(vector: Vector) -> ArrayRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from lepton_fed.core.task import Aggregation, Task
 from lepton_fed.errors import ConfError, Refused, RunError
 from lepton_fed.flower.stock import from_flower
 from lepton_fed.runs.events import EventLog, read_events
+from lepton_fed.runs.files import read_tensors, write_tensors
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.server.rounds import Coordinator, Outcome
-from lepton_fed.strategies.base import DELTA, Strategy, Sum
+from lepton_fed.strategies.base import DELTA, ServerState, Strategy, Sum
 from lepton_fed.strategies.fedavg import fedavg
 
 SIZE = 11
@@ -110,11 +111,46 @@ def test_stock_krum_takes_the_model_of_one_site_and_not_the_outliers() -> None:
 def test_a_server_optimiser_keeps_its_momentum_between_rounds() -> None:
     strategy = named("FedAdam", eta=0.1)
     start = model()
-    _, first = strategy.server.step({}, start, Updates(3))
-    _, second = strategy.server.step({}, first, Updates(3, round_number=2))
+    state, first = strategy.server.step({}, start, Updates(3))
+    _, second = strategy.server.step(state, first, Updates(3, round_number=2))
     _, fresh = named("FedAdam", eta=0.1).server.step({}, first, Updates(3, round_number=2))
     assert np.abs(first - start).max() > 0.01
     assert not np.allclose(second, fresh)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("FedAdam", {"eta": 0.1}),
+        ("FedYogi", {"eta": 0.1}),
+        ("FedAdagrad", {"eta": 0.1}),
+        ("FedAvgM", {"server_momentum": 0.9, "server_learning_rate": 0.5}),
+    ],
+)
+def test_a_checkpoint_holds_the_state_of_a_stock_strategy(
+    name: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    def rounds(kept: Callable[[ServerState], ServerState]) -> np.ndarray[Any, Any]:
+        state: ServerState = {}
+        moved = model()
+        for number in (1, 2, 3, 4):
+            # A new object each round, as in a new process: nothing hides in it.
+            server = named(name, **arguments).server
+            state, moved = server.step(kept(state), moved, Updates(3, round_number=number))
+        return moved
+
+    def through_a_file(state: ServerState) -> ServerState:
+        write_tensors(tmp_path / "state", {"model": model(), **state}, {})
+        found, _ = read_tensors(tmp_path / "state")
+        del found["model"]
+        return found
+
+    server, state, expected = named(name, **arguments).server, {}, model()
+    for number in (1, 2, 3, 4):
+        state, expected = server.step(state, expected, Updates(3, round_number=number))
+    np.testing.assert_array_equal(rounds(through_a_file), expected)
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(rounds(lambda state: {}), expected)
 
 
 def test_one_step_of_stock_adam_is_that_of_its_paper() -> None:
