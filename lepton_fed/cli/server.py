@@ -23,9 +23,20 @@ def server(
     once: Annotated[
         bool, typer.Option("--once", help="End after the run instead of waiting for more to do.")
     ] = False,
+    new: Annotated[
+        bool,
+        typer.Option("--new", help="Begin the conf's run anew, also if one was interrupted."),
+    ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(metavar="RUN", help="Go on with this run instead: folder, name, id or last."),
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Be the coordinator: wait for the sites, train with them, then serve pushes until stopped."""
+    """Be the coordinator: wait for the sites, train with them, then serve pushes until stopped.
+
+    A run that was interrupted, even by kill -9 or a power cut, goes on from its last round.
+    """
     with guarded(as_json=as_json):
         from lepton_fed.config.load import load_conf
         from lepton_fed.config.schema import ServerConf
@@ -38,10 +49,9 @@ def server(
         stop = threading.Event()
 
         def end(*_: object) -> None:
-            """Finish what is going on, then end; a second signal ends at once."""
-            if once or stop.is_set():
-                raise KeyboardInterrupt
+            """End at once: a run in progress goes on at the next start."""
             stop.set()
+            raise KeyboardInterrupt
 
         def told(finished: Finished) -> None:
             if as_json:
@@ -52,5 +62,17 @@ def server(
             stdout().print(f"\nnext: lepton-fed export {finished.folder.path}", markup=False)
 
         signal.signal(signal.SIGTERM, end)
-        with view_for(sys.stderr) as view:
-            serve(loaded, once=once, listeners=(view,), told=told, stop=stop)
+        try:
+            with view_for(sys.stderr) as view:
+                serve(
+                    loaded,
+                    once=once,
+                    new=new,
+                    resume=resume,
+                    listeners=(view,),
+                    told=told,
+                    stop=stop,
+                )
+        except KeyboardInterrupt:
+            if once or not stop.is_set():  # a service that was told to stop did what it was told
+                raise

@@ -17,7 +17,18 @@ import numpy.typing as npt
 
 from lepton_fed.errors import Problem, RunError
 
-__all__ = ["append", "read_tensors", "reading", "write_atomic", "write_tensors", "writing"]
+__all__ = [
+    "PARTIAL",
+    "append",
+    "read_tensors",
+    "reading",
+    "write_atomic",
+    "write_tensors",
+    "writing",
+]
+
+PARTIAL = ".*.partial"
+"""Pattern of the names of files that are being written."""
 
 
 @contextmanager

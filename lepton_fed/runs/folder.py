@@ -18,7 +18,7 @@ import io
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from lepton_fed.core.digests import plain
 from lepton_fed.core.layout import Layout, Vector
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.runs.files import (
+    PARTIAL,
     append,
     read_tensors,
     reading,
@@ -149,13 +150,63 @@ class RunFolder:
         Raises:
             RunError: It cannot be written.
         """
-        folder = self.path / "checkpoints"
-        write_tensors(folder / f"round-{round_number:04d}.safetensors", tensors, about)
-        # By length first: as text round-10000 comes before round-9999.
-        written = sorted(folder.glob("round-*.safetensors"), key=lambda p: (len(p.name), p.name))
-        for old in written[:-_CHECKPOINTS]:
+        path = self.path / "checkpoints" / f"round-{round_number:04d}.safetensors"
+        write_tensors(path, tensors, about)
+        for old in self._checkpoints()[:-_CHECKPOINTS]:
             with writing(old):
                 old.unlink(missing_ok=True)
+
+    def checkpoints(
+        self,
+    ) -> Iterator[tuple[Path, dict[str, npt.NDArray[np.generic]], dict[str, str]]]:
+        """Yield path, arrays and texts of each checkpoint, the newest first.
+
+        One that is no safetensors file has neither arrays nor texts.
+
+        Raises:
+            RunError: One cannot be read.
+        """
+        for path in reversed(self._checkpoints()):
+            try:
+                arrays, about = read_tensors(path)
+            except ValueError:
+                arrays, about = {}, {}
+            yield path, arrays, about
+
+    def _checkpoints(self) -> list[Path]:
+        folder = self.path / "checkpoints"
+        with reading(folder):
+            found = list(folder.glob("round-*.safetensors"))
+        # By length first: as text round-10000 comes before round-9999.
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+
+    def sweep(self) -> None:
+        """Remove what a killed process had begun to write.
+
+        Raises:
+            RunError: It cannot be removed.
+        """
+        with writing(self.path):
+            for partial in [*self.path.glob(PARTIAL), *self.path.glob(f"checkpoints/{PARTIAL}")]:
+                partial.unlink(missing_ok=True)
+
+    def drop_metrics_from(self, round_number: int) -> None:
+        """Take out of ``metrics.csv`` what a round that is done again will write again.
+
+        Args:
+            round_number: First round whose rows go.
+
+        Raises:
+            RunError: The file cannot be read or written.
+        """
+        path = self.path / "metrics.csv"
+        with reading(path):
+            if not path.exists():
+                return
+            head, *rows = path.read_text().splitlines(keepends=True) or [""]
+        # A kill may have cut the last line off, even the first.
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) < round_number]
+        write_atomic(path, "".join([head, *kept] if head.endswith("\n") else []).encode())
 
     def write_model(self, layout: Layout, model: Vector, about: Mapping[str, str]) -> None:
         """Write the final model, tensors by name.

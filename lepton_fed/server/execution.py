@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,10 +13,11 @@ from lepton_fed.config.schema import ServerConf, SimulationConf
 from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.pace import Pace
 from lepton_fed.errors import LeptonError, RunError
-from lepton_fed.runs.events import EventLog
+from lepton_fed.runs.events import Event, EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 from lepton_fed.server.rounds import Coordinator, Outcome
+from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.base import Strategy
 from lepton_fed.training.kit import TaskKit
 
@@ -34,12 +34,14 @@ def execute(
     sites: Sequence[str],
     folder: RunFolder,
     log: EventLog,
-    run: Callable[[Coordinator], Outcome],
+    run: Callable[[Coordinator, Standing], Outcome],
     *,
     one_kind_of_device: bool,
     pace: Pace | None = None,
 ) -> tuple[Outcome, RunSummary]:
-    """Run the rounds and write down what came of them.
+    """Run the rounds that are left and write down what came of them.
+
+    A run whose event log says that it was begun goes on after its last checkpoint.
 
     Args:
         conf: The conf.
@@ -49,27 +51,13 @@ def execute(
         sites: Names of the sites that may take part.
         folder: The run's folder.
         log: Its event log.
-        run: Lets the coordinator reach the sites.
+        run: Lets the coordinator reach the sites and go on from where the run stands.
         one_kind_of_device: Whether all sites are known to train on a CPU.
         pace: Sets the deadlines of rounds; None waits for every site.
 
     Raises:
         LeptonError: The run could not go on; what was recorded stays.
     """
-    started = time.monotonic()
-    log.emit(
-        "run.started",
-        run=folder.name,
-        task=conf.task.digest,
-        layout=kit.layout.digest,
-        parameters=kit.layout.size,
-        seed=conf.seed,
-        rounds=conf.rounds.count,
-        strategy=strategy.name,
-        sites=list(sites),
-        record_dp=conf.privacy.record.enabled,
-        outside_epsilon=outside_epsilon(conf),
-    )
     coordinator = Coordinator(
         agreement,
         conf.rounds,
@@ -80,20 +68,55 @@ def execute(
         log=log,
         pace=pace,
     )
-    outcome = run(coordinator)
+    standing = coordinator.start(kit.initial)
+    events = read_events(folder.events)
+    if any(event["event"] == "run.started" for event in events):
+        standing = _resume(coordinator, standing, events, folder, log)
+    else:
+        log.emit(
+            "run.started",
+            run=folder.name,
+            task=conf.task.digest,
+            layout=kit.layout.digest,
+            parameters=kit.layout.size,
+            seed=conf.seed,
+            rounds=conf.rounds.count,
+            strategy=strategy.name,
+            sites=list(sites),
+            record_dp=conf.privacy.record.enabled,
+            outside_epsilon=outside_epsilon(conf),
+        )
+    outcome = run(coordinator, standing)
     about = {"layout": kit.layout.digest, "task": conf.task.digest, "digest": outcome.digest}
     folder.write_model(kit.layout, outcome.model, about)
     repeatable = (
         one_kind_of_device and not conf.privacy.record.enabled and strategy.server.needs == "sum"
     )
-    seconds = time.monotonic() - started
-    summary = _summary(conf, strategy, kit, outcome, folder, seconds, repeatable)
+    summary = _summary(conf, strategy, kit, outcome, folder, repeatable)
     log.emit(
         "run.finished", digest=outcome.digest, metrics=summary.metrics, seconds=summary.seconds
     )
     summary = replace(summary, events=log.head)
     folder.write_summary(summary)
     return outcome, summary
+
+
+def _resume(
+    coordinator: Coordinator,
+    start: Standing,
+    events: Sequence[Event],
+    folder: RunFolder,
+    log: EventLog,
+) -> Standing:
+    """Return where an interrupted run stands, and make its record agree with it."""
+    standing = coordinator.standing() or start
+    folder.sweep()
+    folder.drop_metrics_from(standing.round_number)
+    log.emit("run.resumed", round=standing.round_number)
+    closed = [event["round"] for event in events if event["event"] == "round.closed"]
+    if standing.round_number > max(closed, default=0):
+        coordinator.tell_closed(standing)
+    return standing
 
 
 @contextmanager
@@ -132,7 +155,6 @@ def _summary(
     kit: TaskKit,
     outcome: Outcome,
     folder: RunFolder,
-    seconds: float,
     repeatable: bool,
 ) -> RunSummary:
     record = conf.privacy.record
@@ -153,7 +175,7 @@ def _summary(
         clip=record.clip if record.enabled else None,
         outside_epsilon=outside_epsilon(conf),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(seconds, 3),
+        seconds=round(outcome.record.seconds, 3),
         versions={name: version(name) for name in _LIBRARIES},
         sites=[
             SiteSummary(
@@ -164,6 +186,6 @@ def _summary(
                 noise_multiplier=site.noise_multiplier,
                 update_bytes=site.update_bytes,
             )
-            for name, site in sorted(outcome.sites.items())
+            for name, site in sorted(outcome.record.sites.items())
         ],
     )

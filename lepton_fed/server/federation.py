@@ -7,7 +7,7 @@ the next round on. A site that refuses is asked no more in this run, and its rea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from lepton_fed.config.agreement import Agreement
@@ -85,20 +85,24 @@ class Federation:
         self._refused: set[str] = set()
         self._missing: tuple[str, ...] | None = None
 
-    def gather(self) -> None:
+    def gather(self, wanted: Collection[str] = ()) -> None:
         """Wait until every site has answered the offer, or the quorum has and time is up.
+
+        Args:
+            wanted: Names of the sites to wait for, when not for all of the roster.
 
         Raises:
             RunError: LF5004, the quorum was not reached in time, or cannot be reached any more.
         """
         until = self._clock() + self._gather_s
-        while len(self._agreed) + len(self._refused) < len(self._names):
+        waiting = set(wanted or self._names)
+        while waiting:
             self._meet()
             self._note_missing()
-            if self._clock() >= until:
+            waiting -= self._agreed | self._refused
+            if not waiting or self._clock() >= until:
                 break
-            if len(self._agreed) + len(self._refused) < len(self._names):
-                self._sleep(_LOOK_S)
+            self._sleep(_LOOK_S)
         self._require(len(self._agreed))
 
     def sites(self) -> Sequence[str]:

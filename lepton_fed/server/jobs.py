@@ -26,6 +26,8 @@ __all__ = ["Job", "Jobs"]
 
 _LOCK = "lock"
 _LOOK_S = 0.2
+_AWAY_S = 120.0
+_STALE_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,17 @@ class Jobs:
                             where=str(self._state), key="state",
                             remedy="stop it first, or give this one a folder of its own")
                 ) from None  # fmt: skip
+            self._drop_stale()
             yield
         finally:
             os.close(descriptor)
+
+    def _drop_stale(self) -> None:
+        """Remove the results that nobody took: whoever waited was killed."""
+        with writing(self._folder):
+            for result in self._folder.glob("*.result"):
+                if time.time() - result.stat().st_mtime > _STALE_S:
+                    result.unlink(missing_ok=True)
 
     def give(self, job: Job, wait_s: float) -> dict[str, Any]:
         """Give the running coordinator a job and wait for its result.
@@ -89,6 +99,7 @@ class Jobs:
                 the job in time.
         """
         self._require_running()
+        seen = time.monotonic()
         name = f"{time.time_ns():020d}-{secrets.token_hex(4)}"
         path, result = self._folder / f"{name}.job", self._folder / f"{name}.result"
         write_atomic(path, canonical_json(job))
@@ -100,7 +111,11 @@ class Jobs:
                     Problem("LF5014", f"the coordinator did not finish this in {wait_s:g} s",
                             where=str(self._state), remedy="look at its log; give it more --wait")
                 )  # fmt: skip
-            self._require_running()
+            if self._is_running():
+                seen = time.monotonic()
+            elif time.monotonic() - seen > _AWAY_S:  # longer than the system takes to restart it
+                path.unlink(missing_ok=True)
+                raise self._not_running()
             time.sleep(_LOOK_S)
         with reading(result):
             content = result.read_bytes()
@@ -119,34 +134,39 @@ class Jobs:
         self._require_running()
         return self._folder / f"{secrets.token_hex(8)}.yaml"
 
-    def waiting(self) -> Iterator[tuple[Path, Job]]:
-        """Yield the jobs that wait, the oldest first; one that is no job is removed."""
+    def waiting(self) -> Iterator[tuple[str, Job]]:
+        """Yield name and content of the jobs that wait, the oldest first; remove what is none."""
         for path in sorted(self._folder.glob("*.job")):
             try:
                 job = decode(Job, strict_json(path.read_bytes()))
             except (ValueError, OSError):
                 path.unlink(missing_ok=True)
                 continue
-            yield path, job
+            yield path.name, job
 
-    def done(self, path: Path, result: Mapping[str, Any]) -> None:
+    def done(self, name: str, result: Mapping[str, Any]) -> None:
         """Write a job's result for whoever waits for it."""
+        path = self._folder / name
         write_atomic(path.with_suffix(".result"), canonical_json(dict(result)))
         path.unlink(missing_ok=True)
 
     def _require_running(self) -> None:
-        """Raise unless a coordinator holds the lock."""
+        if not self._is_running():
+            raise self._not_running()
+
+    def _is_running(self) -> bool:
+        """Return whether a coordinator holds the lock."""
         try:
             descriptor = os.open(self._state / _LOCK, os.O_RDWR)
         except OSError:
-            raise self._not_running() from None
+            return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return
+            return True
         finally:
             os.close(descriptor)
-        raise self._not_running()
+        return False
 
     def _not_running(self) -> RunError:
         return RunError(

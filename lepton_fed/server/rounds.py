@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -27,9 +27,10 @@ from lepton_fed.runs.folder import ALL_SITES, RunFolder
 from lepton_fed.server.admission import admit_claims
 from lepton_fed.server.intake import SECOND_REPLY, Evaluation, Intake
 from lepton_fed.server.select import select_cohort
+from lepton_fed.server.standing import Record, SiteRecord, Standing
 from lepton_fed.strategies.base import ServerState, Strategy
 
-__all__ = ["Coordinator", "Outcome", "SiteRecord", "Transport"]
+__all__ = ["Coordinator", "Late", "Outcome", "Transport"]
 
 
 _NOT_ASKED = Problem("LF4407", "it was not asked")
@@ -68,25 +69,6 @@ class Transport(Protocol):
         """Return which replies came too late since the last time; they were dropped."""
 
 
-@dataclass
-class SiteRecord:
-    """What the coordinator knows of a site after a run.
-
-    Args:
-        rounds: Rounds in which its update was used.
-        metrics: Metrics of the newest model it evaluated.
-        epsilon: Epsilon it says its records have spent; None when it says nothing.
-        noise_multiplier: Noise multiplier it says it uses.
-        update_bytes: Bytes of the vectors of its largest update.
-    """
-
-    rounds: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    update_bytes: int = 0
-
-
 @dataclass(frozen=True)
 class Outcome:
     """A finished run.
@@ -96,14 +78,14 @@ class Outcome:
         digest: Run digest.
         metrics: Metrics of the final model over all sites.
         error_bounds: Error bound of those that are not exact.
-        sites: What is known of each site, by name.
+        record: What is known of the sites, and how long it took.
     """
 
     model: Vector
     digest: str
     metrics: Mapping[str, float]
     error_bounds: Mapping[str, float]
-    sites: Mapping[str, SiteRecord]
+    record: Record
 
 
 class Coordinator:
@@ -145,59 +127,95 @@ class Coordinator:
         self._seed = agreement.seed
         self._folder = folder
         self._log = log
-        self._sites: dict[str, SiteRecord] = {}
-        self._held_out: dict[str, float] = {}
+        self._record = Record()
 
-    def run(self, transport: Transport, initial: Vector) -> Outcome:
-        """Run all rounds and a last evaluation.
+    def start(self, initial: Vector) -> Standing:
+        """Return where a new run stands.
+
+        Args:
+            initial: The model before the first round, ``[layout.size]`` float32.
+        """
+        digest = RunDigest(self._task.digest, self._seed)
+        return Standing(0, initial.copy(), self._strategy.server.init(initial), digest.value)
+
+    def standing(self) -> Standing | None:
+        """Return where the run's newest checkpoint stands; None without one.
+
+        Raises:
+            RunError: LF5216, there are checkpoints, and none can be gone on from.
+        """
+        layout = self._layout
+        return Standing.load(self._folder, self._task.digest, layout.digest, layout.size)
+
+    def run(self, transport: Transport, standing: Standing) -> Outcome:
+        """Run the rounds that are left and a last evaluation.
 
         Args:
             transport: Reaches the sites.
-            initial: The model before the first round, ``[layout.size]`` float32.
+            standing: Where the run stands: :meth:`start`, or what a checkpoint holds.
 
         Raises:
             RunError: No site can be reached, no round reached the quorum, or the strategy made
                 something else than a model.
             TaskError: The ring has no room for the cohort at the task's bounds.
         """
-        names = sorted(transport.sites())
+        begun = self._clock() - standing.record.seconds
+        self._record = record = standing.record
+        self._learn_pace()
+        names = self._names(transport)
         if not names:
             raise RunError(Problem("LF5001", "no site can be reached", remedy="start the sites"))
-        self._sites = {name: SiteRecord() for name in names}
-        model = initial.copy()
-        state = self._strategy.server.init(model)
-        digest = RunDigest(self._task.digest, self._seed)
-        used = 0
-        for number in range(1, self._rounds.count + 1):
-            names = sorted(transport.sites()) if number > 1 else names
-            for name in names:
-                self._sites.setdefault(name, SiteRecord())
+        model, state = standing.model, standing.state
+        digest = RunDigest(self._task.digest, self._seed, standing.digest)
+        first = standing.round_number + 1
+        for number in range(first, self._rounds.count + 1):
+            names = self._names(transport) if number > first else names
             size = self._rounds.cohort_size(len(names))
             cohort = select_cohort(names, size, self._seed, number) if names else ()
             self._log.emit(
                 "round.started", round=number, rounds=self._rounds.count, cohort=list(cohort)
             )
             contributors, state, model = self._round(transport, number, cohort, state, model)
-            used += bool(contributors)
-            model_digest = vector_digest(self._layout, model)
-            digest.add_round(number, contributors, model_digest)
-            self._checkpoint(number, state, model, digest.value)
-            self._log.emit(
-                "round.closed",
-                round=number,
-                rounds=self._rounds.count,
-                sites=list(contributors),
-                model=model_digest,
-                digest=digest.value,
-            )
-        if not used:
+            record.used += bool(contributors)
+            record.contributors = list(contributors)
+            record.seconds = self._clock() - begun
+            digest.add_round(number, contributors, vector_digest(self._layout, model))
+            standing = Standing(number, model, state, digest.value, record)
+            # On disk before it is told: a kill in between tells it again, never takes it back.
+            standing.save(self._folder, self._task.digest, self._layout.digest)
+            self.tell_closed(standing)
+        if not record.used:
             raise RunError(
                 Problem("LF5002", f"none of {self._rounds.count} rounds reached the quorum of "
                         f"{self._rounds.quorum} usable updates", where=str(self._folder.events),
                         key="rounds.quorum", remedy="the event log says why replies were refused")
             )  # fmt: skip
-        metrics, bounds = self._last_evaluation(transport, sorted(transport.sites()), state, model)
-        return Outcome(model, digest.value, metrics, bounds, self._sites)
+        metrics, bounds = self._last_evaluation(transport, self._names(transport), state, model)
+        record.seconds = self._clock() - begun
+        return Outcome(model, digest.value, metrics, bounds, record)
+
+    def tell_closed(self, standing: Standing) -> None:
+        """Write down that a round is over."""
+        self._log.emit(
+            "round.closed",
+            round=standing.round_number,
+            rounds=self._rounds.count,
+            sites=standing.record.contributors,
+            model=vector_digest(self._layout, standing.model),
+            digest=standing.digest,
+        )
+
+    def _names(self, transport: Transport) -> list[str]:
+        """Return the names of the sites that can be asked now; each has a record from now on."""
+        names = sorted(transport.sites())
+        for name in names:
+            self._record.sites.setdefault(name, SiteRecord())
+        return names
+
+    def _learn_pace(self) -> None:
+        for name, site in self._record.sites.items():
+            if self._pace is not None and site.took_s is not None:
+                self._pace.note(name, site.took_s)
 
     def _round(
         self,
@@ -209,7 +227,7 @@ class Coordinator:
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
         intake = Intake(self._strategy, self._layout, self._task, number, max(1, len(cohort)),
-                         len(self._sites), self._folder.path / "spill")  # fmt: skip
+                         len(self._record.sites), self._folder.path / "spill")  # fmt: skip
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
         try:
@@ -236,7 +254,7 @@ class Coordinator:
                 self._log.emit("round.model_not_finite", round=number)
                 return (), state, model
             for site in intake.contributors:
-                self._sites[site].rounds += 1
+                self._record.sites[site].rounds += 1
             return intake.contributors, after, moved
         finally:
             intake.close()
@@ -253,7 +271,10 @@ class Coordinator:
         for reply in transport.exchange(dict.fromkeys(cohort, ask), deadline):
             late = reply.refusal is not None and reply.refusal.code == _NO_REPLY
             if self._pace is not None and ask.train and (late or reply.refusal is None):
-                self._pace.note(reply.site, self._clock() - started)
+                took_s = self._clock() - started
+                self._pace.note(reply.site, took_s)
+                if reply.site in cohort:
+                    self._record.sites[reply.site].took_s = took_s
             yield reply
         for late_reply in transport.take_late():
             self._log.emit(
@@ -283,7 +304,7 @@ class Coordinator:
         if problem is not None:
             self._refuse(reply.site, number, problem)
             return
-        record = self._sites[reply.site]
+        record = self._record.sites[reply.site]
         record.update_bytes = max(record.update_bytes, _update_bytes(reply))
         self._log.emit(
             "reply.accepted",
@@ -298,7 +319,7 @@ class Coordinator:
     def _note_claims(self, reply: Reply) -> None:
         """Write down what a site says it spent, also when its update is not used: it left."""
         admit_claims(reply, self._agreement.privacy.record)
-        record = self._sites[reply.site]
+        record = self._record.sites[reply.site]
         if reply.epsilon is not None:
             record.epsilon = max(reply.epsilon, record.epsilon or 0.0)
         if reply.noise_multiplier is not None:
@@ -313,14 +334,15 @@ class Coordinator:
         if reply.counts is None:
             return
         complaint = self._plan.complaint(reply.counts)
-        rows = self._held_out.setdefault(reply.site, float(reply.counts[0])) if not complaint else 0
-        if not complaint and rows != reply.counts[0]:
-            complaint = f"{reply.counts[0]:g} held-out rows, before {rows:g}"
+        record = self._record.sites[reply.site]
+        if not complaint and record.held_out not in (None, reply.counts[0]):
+            complaint = f"{reply.counts[0]:g} held-out rows, before {record.held_out:g}"
         if complaint:
             self._log.emit(
                 "counts.refused", round=number, site=reply.site, code="LF4408", why=complaint
             )
             return
+        record.held_out = float(reply.counts[0])
         evaluation.add(reply.site, reply.counts)
 
     def _report(self, evaluation: Evaluation, after_round: int) -> dict[str, float]:
@@ -329,7 +351,7 @@ class Coordinator:
             return {}
         overall = self._plan.values(evaluation.total())
         for site, metrics in evaluation.sites.items():
-            self._sites[site].metrics = metrics
+            self._record.sites[site].metrics = metrics
         self._folder.append_metrics(after_round, {ALL_SITES: overall, **evaluation.sites})
         self._log.emit("model.evaluated", round=after_round, metrics=overall,
                        sites=sorted(evaluation.sites))  # fmt: skip
@@ -370,16 +392,6 @@ class Coordinator:
             evaluate=self._rounds.evaluate,
             vectors={MODEL: model, **(self._strategy.server.sends(state) if train else {})},
         )
-
-    def _checkpoint(self, number: int, state: ServerState, model: Vector, digest: str) -> None:
-        about = {
-            "round": str(number),
-            "digest": digest,
-            "task": self._task.digest,
-            "layout": self._layout.digest,
-        }
-        arrays = {MODEL: model, **{f"state/{name}": value for name, value in state.items()}}
-        self._folder.write_checkpoint(number, arrays, about)
 
 
 def _update_bytes(reply: Reply) -> int:

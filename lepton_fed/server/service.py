@@ -27,13 +27,16 @@ from lepton_fed.identity.node_key import node_public_pem
 from lepton_fed.identity.roster import Roster, read_roster
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.runs.events import EventLog, Listener
-from lepton_fed.runs.folder import RunFolder
+from lepton_fed.runs.folder import RunFolder, find_run
 from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import execute, recorded
 from lepton_fed.server.federation import Federation
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.jobs import Job, Jobs
+from lepton_fed.server.ongoing import Ongoing, OngoingRun, run_digest_of_conf
 from lepton_fed.server.push import push_bundle
+from lepton_fed.server.rounds import Coordinator, Outcome
+from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import build_kit
 
@@ -62,18 +65,26 @@ def serve(
     loaded: Loaded[ServerConf],
     *,
     once: bool,
+    new: bool = False,
+    resume: str = "",
     listeners: tuple[Listener, ...] = (),
     told: Callable[[Finished], None] = lambda finished: None,
     stop: threading.Event | None = None,
 ) -> None:
     """Be the coordinator: execute the conf's run, then what is asked for, until stopped.
 
+    A run that was interrupted, by whatever, goes on from its last checkpoint. The conf's run is not
+    executed a second time unless that is asked for: the system may start a service again at any
+    time, and every run costs the sites of their budget.
+
     Args:
         loaded: The conf.
         once: End after the conf's run.
+        new: Begin the conf's run anew, also when one was interrupted or is finished.
+        resume: Words that name a run to go on with in place of the conf's; empty for none.
         listeners: Called with each event of a run.
         told: Called with each run that ended well.
-        stop: Set to end; a run in progress is finished first.
+        stop: Set to end; between runs.
 
     Raises:
         LeptonError: Conf, keys, roster, certificate or address are wrong; with ``once`` also
@@ -83,45 +94,109 @@ def serve(
     with service.jobs.owned():
         service.open()
         try:
-            _work(service, loaded, once=once, told=told, stop=stop or threading.Event())
+            turns = _turns(service, loaded, once=once, new=new, resume=resume)
+            _work(service, turns, once=once, told=told, stop=stop or threading.Event())
         finally:
             service.close()
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A run to execute, or to go on with."""
+
+    loaded: Loaded[ServerConf]
+    folder: RunFolder | None = None
+    job: str = ""
+
+
+def _turns(
+    service: Service, loaded: Loaded[ServerConf], *, once: bool, new: bool, resume: str
+) -> list[_Turn]:
+    """Return what to run before what is asked for: what was interrupted, then the conf's run."""
+    if resume:
+        folder = find_run(resume, Path(loaded.conf.runs))
+        if folder.read_summary() is not None:
+            raise Refused(
+                Problem("LF4217", "this run is finished", where=str(folder.path),
+                        remedy="resume one that is not: lepton-fed runs list")
+            )  # fmt: skip
+        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder)]
+    turns: list[_Turn] = []
+    mine = run_digest_of_conf(loaded.conf)
+    ongoing, done = service.ongoing.run(), service.ongoing.done()
+    if ongoing is not None and not new:
+        folder = RunFolder(Path(ongoing.folder))
+        if ongoing.job:
+            turns.append(_Turn(load_conf(folder.conf, [], kind=ServerConf), folder, ongoing.job))
+        elif ongoing.conf == mine:
+            return [_Turn(loaded, folder)]
+        else:
+            _log.warning(
+                "server.left run %s was interrupted under another conf and is left as it is; "
+                "lepton-fed server --resume %s goes on with it", folder.name, folder.name,
+            )  # fmt: skip
+    if done is not None and done.conf == mine and not (once or new):
+        _log.info(
+            "server.done this conf's run is finished: %s; --new or `lepton-fed runs submit` runs "
+            "it again", done.folder,
+        )  # fmt: skip
+        return turns
+    return [*turns, _Turn(loaded)]
+
+
 def _work(
     service: Service,
-    loaded: Loaded[ServerConf],
+    turns: list[_Turn],
     *,
     once: bool,
     told: Callable[[Finished], None],
     stop: threading.Event,
 ) -> None:
     with service.channel() as grid:
-        try:
-            told(service.run(loaded, grid))
-        except LeptonError as error:
-            if once:
-                raise
-            _tell(loaded, error)
+        for turn in turns:
+            if turn.job:
+                service.jobs.done(turn.job, _execute(service, turn, grid, told))
+                continue
+            try:
+                told(service.run(turn, grid))
+            except LeptonError as error:
+                if once:
+                    raise
+                _tell(turn.loaded, error)
         while not once and not stop.is_set():
-            for path, job in service.jobs.waiting():
-                service.jobs.done(path, _do(service, job, grid, told))
+            for name, job in service.jobs.waiting():
+                service.jobs.done(name, _do(service, name, job, grid, told))
             stop.wait(_LOOK_S)
 
 
-def _do(service: Service, job: Job, grid: Grid, told: Callable[[Finished], None]) -> dict[str, Any]:
+def _do(
+    service: Service, name: str, job: Job, grid: Grid, told: Callable[[Finished], None]
+) -> dict[str, Any]:
     """Do a job; what goes wrong is its result."""
     try:
         if job.kind == "push":
             return service.push(Path(job.path), grid)
-        loaded = load_conf(Path(job.path), [], kind=ServerConf)
-        finished = service.run(loaded, grid)
+        turn = _Turn(load_conf(Path(job.path), [], kind=ServerConf), job=name)
+    except LeptonError as error:
+        return _failed(error)
+    return _execute(service, turn, grid, told)
+
+
+def _execute(
+    service: Service, turn: _Turn, grid: Grid, told: Callable[[Finished], None]
+) -> dict[str, Any]:
+    """Execute the run of a job; whoever asked is told of a failure, so it is not gone on with."""
+    try:
+        finished = service.run(turn, grid)
         told(finished)
         return {"run": finished.folder.name, "folder": str(finished.folder.path)}
     except LeptonError as error:
-        return {
-            "error": {"exit_code": error.exit_code, "problems": list(map(asdict, error.problems))}
-        }
+        service.ongoing.end()
+        return _failed(error)
+
+
+def _failed(error: LeptonError) -> dict[str, Any]:
+    return {"error": {"exit_code": error.exit_code, "problems": list(map(asdict, error.problems))}}
 
 
 def _tell(loaded: Loaded[ServerConf], error: LeptonError) -> None:
@@ -146,6 +221,7 @@ class Service:
         self._key: PrivateKey = load_private_key(Path(conf.signing_key))
         self._state = Path(conf.state)
         self.jobs = Jobs(self._state)
+        self.ongoing = Ongoing(self._state)
         self._roster()
         check_certificate(Path(conf.tls.certificate), None)
         self._link: SuperLink | None = None
@@ -171,13 +247,17 @@ class Service:
         """Return the context in which sites can be reached: a Flower run's Grid."""
         return self._opened().grid()
 
-    def run(self, loaded: Loaded[ServerConf], grid: Grid) -> Finished:
-        """Execute a run.
+    def run(self, turn: _Turn, grid: Grid) -> Finished:
+        """Execute a run, or go on with one.
 
         Raises:
             LeptonError: It could not begin, or could not go on.
         """
-        conf = loaded.conf
+        conf, folder = turn.loaded.conf, turn.folder
+        summary = folder.read_summary() if folder else None
+        if folder and summary:  # it was killed between its last two writes
+            self.ongoing.end()
+            return Finished(folder, summary)
         strategy = build_strategy(conf.strategy)
         kit = build_kit(conf.task, conf.seed)
         line, names, roster = self._line(grid)
@@ -189,7 +269,11 @@ class Service:
             )  # fmt: skip
         if strategy.server.needs == "sum":
             plan_encoding(conf.task, conf.rounds.cohort_size(len(names)))
-        folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
+        if folder is None:
+            text = turn.loaded.resolved_yaml()
+            folder = RunFolder.create(Path(conf.runs), conf.task.name, text)
+        known = OngoingRun(str(folder.path.absolute()), turn.job, run_digest_of_conf(conf))
+        self.ongoing.begin(known)
         agreement = Agreement(
             folder.name, conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy
         )
@@ -197,7 +281,12 @@ class Service:
             sites = Federation(
                 line, agreement, roster, names, conf.rounds.quorum, conf.gather_s, log
             )
-            sites.gather()
+
+            def rounds(coordinator: Coordinator, standing: Standing) -> Outcome:
+                # One that goes on waits for those it had, as if nothing had happened.
+                sites.gather(standing.record.contributors)
+                return coordinator.run(sites, standing)
+
             _, summary = execute(
                 conf,
                 strategy,
@@ -206,10 +295,11 @@ class Service:
                 names,
                 folder,
                 log,
-                lambda coordinator: coordinator.run(sites, kit.initial),
+                rounds,
                 one_kind_of_device=False,
                 pace=Pace(conf.patience),
             )
+        self.ongoing.end()
         return Finished(folder, summary)
 
     def push(self, folder: Path, grid: Grid) -> dict[str, Any]:

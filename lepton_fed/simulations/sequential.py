@@ -22,6 +22,7 @@ from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import execute, recorded
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.rounds import Coordinator, Outcome
+from lepton_fed.server.standing import Standing
 from lepton_fed.simulations.open_files import room_for_ledgers
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.strategies.base import Strategy
@@ -109,7 +110,7 @@ def simulate(
             [rows.name for rows in population],
             folder,
             log,
-            lambda coordinator: _run_on_flower(coordinator, sites, kit),
+            lambda coordinator, standing: _run_on_flower(coordinator, standing, sites),
             one_kind_of_device=conf.device == "cpu",
         )
     return Simulation(folder, summary, kit, population, outcome)
@@ -149,12 +150,12 @@ def plan_privacy(
     }
 
 
-def _run_on_flower(coordinator: Coordinator, sites: dict[str, Site], kit: TaskKit) -> Outcome:
+def _run_on_flower(coordinator: Coordinator, standing: Standing, sites: dict[str, Site]) -> Outcome:
     from lepton_fed.flower.transport import run_in_process
 
     def answer(site: str, ask: Ask) -> Reply:
         return sites[site].answer(ask)
 
     return run_in_process(
-        list(sites), answer, lambda transport: coordinator.run(transport, kit.initial)
+        list(sites), answer, lambda transport: coordinator.run(transport, standing)
     )

@@ -137,7 +137,7 @@ def run(task, strategy, sites, folder, privacy=None):
         agreed(task, privacy), Rounds(ROUNDS, evaluate=False), kit.layout, kit.plan, strategy,
         folder=record, log=log,
     )  # fmt: skip
-    outcome = coordinator.run(Direct(sites), kit.initial)
+    outcome = coordinator.run(Direct(sites), coordinator.start(kit.initial))
     log.close()
     return outcome, events
 
@@ -212,7 +212,10 @@ def test_a_site_that_has_spent_its_budget_costs_only_itself(build, tmp_path):
     earlier.close()
     rich, poor = build(privacy=DP), build(privacy=DP, name="poor", rows=dataset(30, 2))
     outcome, events = run(TASK, fedavg(), [rich, poor], tmp_path, DP)
-    assert {name: site.rounds for name, site in outcome.sites.items()} == {"north": 3, "poor": 2}
+    assert {name: site.rounds for name, site in outcome.record.sites.items()} == {
+        "north": 3,
+        "poor": 2,
+    }
     refused = [event for event in events if event["event"] == "reply.refused"]
     assert [(e["round"], e["site"], e["code"]) for e in refused] == [(3, "poor", "LF4201")]
-    assert outcome.sites["poor"].epsilon <= 3.0
+    assert outcome.record.sites["poor"].epsilon <= 3.0

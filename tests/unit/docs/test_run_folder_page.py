@@ -155,7 +155,7 @@ def test_checkpoints_and_model_hold_what_the_page_says(run: Path) -> None:
         safe_open(run / "model.safetensors", "numpy") as model,
     ):
         assert list(checkpoint.keys()) == ["model"]
-        assert set(checkpoint.metadata()) == {"round", "digest", "task", "layout"}
+        assert set(checkpoint.metadata()) == {"round", "digest", "task", "layout", "record"}
         assert set(model.metadata()) == {"task", "layout", "digest"}
         sizes = [model.get_tensor(name).size for name in model.keys()]  # noqa: SIM118
         assert sum(sizes) == checkpoint.get_tensor("model").size

@@ -126,7 +126,7 @@ class World:
                 seed,
                 self.privacy,
             )
-            return Coordinator(
+            coordinator = Coordinator(
                 self.agreement,
                 rounds,
                 self.layout,
@@ -135,7 +135,8 @@ class World:
                 folder=self.folder,
                 pace=pace,
                 log=log,
-            ).run(transport, self.initial)
+            )
+            return coordinator.run(transport, coordinator.start(self.initial))
         finally:
             log.close()
 

@@ -106,7 +106,7 @@ def test_a_bad_reply_costs_its_own_contribution_and_is_named(
     assert event["why"]
     closed = world.events("round.closed")
     assert [each["sites"] for each in closed] == [list("abcd"), list("acd"), list("abcd")]
-    assert {site: record.rounds for site, record in found.sites.items()} == {
+    assert {site: record.rounds for site, record in found.record.sites.items()} == {
         "a": 3,
         "b": 2,
         "c": 3,
@@ -119,8 +119,8 @@ def test_a_bad_reply_does_not_touch_what_is_known_of_its_site(world: Any, run: A
     found = run(
         lambda reply: [replace(each, sent_bytes=10**9, epsilon=5.0) for each in change(reply)]
     )
-    assert found.sites["b"].update_bytes == 32
-    assert found.sites["b"].epsilon is None
+    assert found.record.sites["b"].update_bytes == 32
+    assert found.record.sites["b"].epsilon is None
     (event,) = world.events("reply.refused")
     assert "epsilon" not in event
 
@@ -174,7 +174,7 @@ def test_a_reply_from_a_stranger_is_refused(world: Any, run: Any, stranger: str)
     honest = run(lambda reply: [reply])
     found = run(lambda reply: [replace(reply, site=stranger), reply])
     assert found.digest == honest.digest
-    assert sorted(found.sites) == list("abcd")
+    assert sorted(found.record.sites) == list("abcd")
     (event,) = world.events("reply.refused")
     assert (event["site"], event["code"]) == (stranger, "LF4407")
 
@@ -216,8 +216,8 @@ def test_the_last_evaluation_names_strangers_second_replies_and_bad_counts(world
         )
     )
     assert found.digest == honest.digest
-    assert found.sites["a"].metrics == honest.sites["a"].metrics
-    assert found.sites["b"].metrics == honest.sites["b"].metrics
+    assert found.record.sites["a"].metrics == honest.record.sites["a"].metrics
+    assert found.record.sites["b"].metrics == honest.record.sites["b"].metrics
     events = world.events("reply.refused", "counts.refused")
     assert [(event["site"], event["code"]) for event in events] == [
         ("a", "LF4410"),

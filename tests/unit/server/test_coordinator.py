@@ -124,8 +124,8 @@ def test_below_the_quorum_the_model_stays_and_the_log_says_so(world: Any) -> Non
     models = [event["model"] for event in world.events("round.closed")]
     assert models[0] == models[1] != models[2]
     assert world.events("round.closed")[1]["sites"] == []
-    assert [outcome.sites[site].rounds for site in SITES] == [2, 2, 2, 2]
-    assert outcome.sites["b"].update_bytes == 32
+    assert [outcome.record.sites[site].rounds for site in SITES] == [2, 2, 2, 2]
+    assert outcome.record.sites["b"].update_bytes == 32
 
 
 def test_a_quorum_that_is_just_reached_is_enough(world: Any) -> None:
@@ -242,6 +242,12 @@ def test_the_newest_two_checkpoints_are_kept_and_can_be_read(world: Any) -> None
     assert tensors["state/steps"].shape == ()
     assert tensors["state/steps"] == 4
     assert (tensors["state/momentum"] == 4).all()
+    record = json.loads(about.pop("record"))
+    assert record["contributors"] == SITES
+    assert record["used"] == 4
+    assert {name: site["rounds"] for name, site in record["sites"].items()} == dict.fromkeys(
+        SITES, 4
+    )
     assert about == {
         "round": "4",
         "digest": outcome.digest,
@@ -276,7 +282,7 @@ def test_metrics_of_a_round_are_of_the_model_after_it(world: Any) -> None:
     last = {metric: value for (number, site, metric), value in found.items()
             if (number, site) == (3, "all")}  # fmt: skip
     assert outcome.metrics == last
-    assert outcome.sites["c"].metrics["accuracy"] == found[3, "c", "accuracy"]
+    assert outcome.record.sites["c"].metrics["accuracy"] == found[3, "c", "accuracy"]
     assert outcome.error_bounds.keys() == {"auc"}
     rounds = [event["round"] for event in world.events("model.evaluated")]
     assert rounds == [0, 1, 2, 3]

@@ -69,7 +69,7 @@ def test_sites_that_leave_are_not_asked_and_those_that_come_are(world: Any) -> N
     assert [event["cohort"] for event in world.events("round.started")] == [
         ["a", "b", "c"], ["a", "c"], ["a", "c", "d"]
     ]  # fmt: skip
-    assert {name: site.rounds for name, site in outcome.sites.items()} == {
+    assert {name: site.rounds for name, site in outcome.record.sites.items()} == {
         "a": 3, "b": 1, "c": 3, "d": 1
     }  # fmt: skip
 

@@ -1,0 +1,105 @@
+"""Which run a coordinator is in the middle of, so that the next start goes on with it.
+
+Two small files in the state folder: ``ongoing.json`` names the run from its folder's making to its
+summary; ``done.json`` says which run of a conf is finished, so that a service that is started again
+by the system does not run the same conf a second time, at the cost of every site's budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from lepton_fed.config.schema import ServerConf
+from lepton_fed.core.decode import decode, strict_json
+from lepton_fed.core.digests import canonical_json, digest_of
+from lepton_fed.runs.files import reading, write_atomic, writing
+from lepton_fed.runs.folder import RunFolder
+
+__all__ = ["Ongoing", "OngoingRun", "run_digest_of_conf"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OngoingRun:
+    """The run in progress.
+
+    Args:
+        folder: Its folder, absolute.
+        job: Name of the job that asked for it; empty for the conf's own run.
+        conf: :func:`run_digest_of_conf` of its conf.
+    """
+
+    folder: str
+    job: str
+    conf: str
+
+
+class Ongoing:
+    """What a coordinator does, for its next start.
+
+    Args:
+        state: The coordinator's state folder.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._ongoing = state / "ongoing.json"
+        self._done = state / "done.json"
+
+    def begin(self, run: OngoingRun) -> None:
+        """Write down that a run has begun.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        write_atomic(self._ongoing, canonical_json(run) + b"\n")
+
+    def end(self) -> None:
+        """Write down that it is finished.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        run = self.run()
+        if run is None:
+            return
+        if not run.job:
+            write_atomic(self._done, canonical_json(run) + b"\n")
+        with writing(self._ongoing):
+            self._ongoing.unlink(missing_ok=True)
+
+    def run(self) -> OngoingRun | None:
+        """Return the run that was begun and is not finished; None without one.
+
+        A run whose folder was taken away is none.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        found = _read(self._ongoing)
+        return found if found and RunFolder(Path(found.folder)).conf.is_file() else None
+
+    def done(self) -> OngoingRun | None:
+        """Return the last finished run of the conf; None without one.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        return _read(self._done)
+
+
+def run_digest_of_conf(conf: ServerConf) -> str:
+    """Return a digest of what a conf runs, whatever else it says."""
+    said = [conf.task, conf.strategy, conf.rounds, conf.privacy, conf.seed]
+    return digest_of("lepton-fed conf of a run 1", said)
+
+
+def _read(path: Path) -> OngoingRun | None:
+    with reading(path):
+        content = path.read_bytes() if path.exists() else b""
+    try:
+        return decode(OngoingRun, strict_json(content)) if content else None
+    except ValueError:  # not ours: a run that is not known is begun anew
+        return None

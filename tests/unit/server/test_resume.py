@@ -1,0 +1,272 @@
+"""A coordinator that is killed anywhere goes on and ends as if nothing had happened.
+
+Each write to the disk and each message is a point; the run is killed before and after every one of
+them, half-way through writes too, and begun again from its folder. What a kill leaves behind is
+only what is on the disk: the second coordinator shares no object with the first. Real processes and
+real SIGKILLs are tried in tests/faults.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flwr.serverapp.strategy as stock
+import numpy as np
+import pytest
+
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, Rounds, SimulationConf, StrategyConf
+from lepton_fed.core.exchange import MODEL, Ask, Reply
+from lepton_fed.core.layout import Vector
+from lepton_fed.errors import RunError
+from lepton_fed.flower.stock import from_flower
+from lepton_fed.runs import events, files, folder
+from lepton_fed.runs.events import EventLog, read_events
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.runs.summary import RunSummary
+from lepton_fed.server.execution import execute, recorded
+from lepton_fed.server.rounds import Coordinator, Outcome
+from lepton_fed.server.standing import Standing
+from lepton_fed.strategies.base import DELTA, Each, Needs, PlainSite, ServerState, Strategy, Sum
+from lepton_fed.strategies.fedavg import fedavg
+from lepton_fed.training.kit import build_kit
+
+ROUNDS = Rounds(count=3, fraction=0.75, quorum=2)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing after it runs, not even what handles errors."""
+
+
+class Points:
+    """Counts the points of a run, and kills it at one of them.
+
+    Args:
+        at: Number of the point; 0 lets the run end.
+    """
+
+    def __init__(self, at: int = 0) -> None:
+        self.names: list[str] = []
+        self.at = at
+        self.dead = False
+
+    def __call__(self, name: str) -> None:
+        if self.dead:  # what a dead process would do in its `finally`
+            raise Killed
+        self.names.append(name)
+        if len(self.names) == self.at:
+            self.dead = True
+            raise Killed
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self(f"before {name}")
+            result = function(*arguments, **named)
+            self(f"after {name}")
+            return result
+
+        return wrapped
+
+
+class Memory:
+    """Sites that remember their newest answer, as real ones do; shared by both coordinators."""
+
+    def __init__(self, world: Any) -> None:
+        self._honest = {site: world.honest(site) for site in "abcd"}
+        self._known: dict[tuple[str, int], bytes] = {}
+        self.trained: list[tuple[str, int]] = []
+
+    def answer(self, site: str, ask: Ask) -> Iterator[Reply]:
+        if ask.train:
+            key = site, ask.round_number
+            model = ask.vectors[MODEL].tobytes()
+            # A site that is asked again is asked the same, to the bit.
+            assert self._known.setdefault(key, model) == model
+            self.trained.append(key)
+        yield from self._honest[site](ask)
+
+
+class Line:
+    def __init__(self, memory: Memory, points: Points) -> None:
+        self._memory = memory
+        self._points = points
+
+    def sites(self) -> Sequence[str]:
+        return list("abcd")
+
+    def exchange(self, asks: Mapping[str, Ask], deadline: object = None) -> Iterator[Reply]:
+        for site in asks:
+            self._points(f"before ask {site}")
+            self._points(f"after ask {site}")
+        for site in asks:
+            for reply in self._memory.answer(site, asks[site]):
+                self._points(f"before reply {site}")
+                yield reply
+                self._points(f"after reply {site}")
+
+    def take_late(self) -> list[Any]:
+        return []
+
+
+def run(world: Any, where: RunFolder, memory: Memory, points: Points, strategy: Strategy) -> Any:
+    """Run, or go on with, the run in a folder, as the service does."""
+    conf = dataclasses.replace(SimulationConf(), task=world.task, rounds=ROUNDS, seed=7)
+    agreement = Agreement(where.name, world.task, StrategyConf(), ROUNDS.count, 7, Privacy())
+    kit = dataclasses.replace(
+        build_kit(world.task, 7), layout=world.layout, plan=world.plan, initial=world.initial
+    )
+
+    def rounds(coordinator: Coordinator, standing: Standing) -> Outcome:
+        return coordinator.run(Line(memory, points), standing)
+
+    log = EventLog(where.events)
+    try:
+        with recorded(log):
+            log.emit = points.around("event", log.emit)  # type: ignore[method-assign]
+            return execute(
+                conf, strategy, kit, agreement, list("abcd"), where, log, rounds,
+                one_kind_of_device=True,
+            )[1]  # fmt: skip
+    finally:
+        log._file.close()  # as the system does for a dead process
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Points], None]:
+    """Put points around every write to the disk, and in the middle of the longer ones."""
+
+    def put(points: Points) -> None:
+        monkeypatch.undo()
+        replace, fsync = Path.replace, os.fsync
+
+        def halfway(file: Any, content: bytes) -> None:
+            points("before append")
+            file.write(content[: len(content) // 2])
+            points("half of append")
+            file.write(content[len(content) // 2 :])
+            points("after append")
+
+        monkeypatch.setattr(folder, "append", halfway)
+        monkeypatch.setattr(events, "append", halfway)
+        monkeypatch.setattr(Path, "replace", points.around("rename", replace))
+        monkeypatch.setattr(files.os, "fsync", points.around("sync", fsync))
+        monkeypatch.setattr(Path, "unlink", points.around("unlink", Path.unlink))
+
+    return put
+
+
+def whole(world: Any, where: RunFolder, summary: RunSummary) -> dict[str, Any]:
+    """Return what two runs that did the same thing share, times and names aside."""
+    table = list(csv.reader((where.path / "metrics.csv").read_text().splitlines()))
+    log = [e for e in read_events(where.events, summary.events) if e["event"] == "round.closed"]
+    closed = {e["round"]: (e["sites"], e["model"], e["digest"]) for e in log}
+    once = [e["round"] for e in log]
+    assert once == sorted(set(once)), "a round was closed twice"
+    assert not list(where.path.rglob("*.partial"))
+    model, _ = files.read_tensors(where.path / "model.safetensors")
+    return {
+        "digest": summary.digest,
+        "model": {name: value.tobytes() for name, value in model.items()},
+        "metrics": sorted(map(tuple, table[1:])),
+        "overall": summary.metrics,
+        "rounds": {site.name: (site.rounds, site.metrics) for site in summary.sites},
+        "closed": closed,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Momentum:
+    """A server rule with a state that a resumed run must have."""
+
+    needs: Needs = "sum"
+
+    def init(self, model: Vector) -> ServerState:
+        return {"velocity": np.zeros_like(model)}
+
+    def sends(self, state: ServerState) -> Mapping[str, Vector]:
+        return {}
+
+    def step(
+        self, state: ServerState, model: Vector, aggregate: Sum | Each
+    ) -> tuple[ServerState, Vector]:
+        assert isinstance(aggregate, Sum)
+        velocity = (0.5 * state["velocity"] + aggregate.mean[DELTA]).astype(np.float32)
+        return {"velocity": velocity}, model + velocity
+
+
+_STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "fedavg": fedavg,
+    "momentum": lambda: Strategy("momentum", PlainSite(), Momentum()),
+    "stock": lambda: from_flower(stock.FedAdam(eta=0.1)),
+}
+
+
+@pytest.mark.parametrize("name", _STRATEGIES)
+def test_a_run_killed_at_any_point_ends_as_an_undisturbed_one(
+    world: Any, tmp_path: Path, watch: Callable[[Points], None], name: str
+) -> None:
+    strategy = _STRATEGIES[name]
+
+    def made(number: int) -> RunFolder:
+        found = RunFolder.create(tmp_path / str(number), "test", "conf: true\n")
+        assert isinstance(found, RunFolder)
+        return found
+
+    points = Points()
+    undisturbed, memory = made(0), Memory(world)
+    watch(points)
+    expected = whole(world, undisturbed, run(world, undisturbed, memory, points, strategy()))
+    names, trained = points.names, set(memory.trained)
+    for kind in ("rename", "sync", "append", "event", "ask", "reply"):
+        assert any(kind in name for name in names), kind
+    # Every point with one strategy; with the others, which differ in their state only, every fifth.
+    for at in range(1, len(names) + 1, 1 if name == "fedavg" else 5):
+        where, memory = made(at), Memory(world)
+        points = Points(at)
+        watch(points)
+        with pytest.raises(Killed):
+            run(world, where, memory, points, strategy())
+        watch(Points())
+        found = whole(world, where, run(world, where, memory, Points(), strategy()))
+        assert found == expected, f"killed at point {at}, {names[at - 1]}"
+        assert set(memory.trained) == trained
+
+
+def test_a_broken_newest_checkpoint_is_passed_over_for_the_one_before(
+    world: Any, tmp_path: Path
+) -> None:
+    where, memory = RunFolder.create(tmp_path, "test", "conf: true\n"), Memory(world)
+    summary = run(world, where, memory, Points(), fedavg())
+    newest = where.path / "checkpoints" / "round-0003.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    (where.path / "summary.json").unlink()
+    again = run(world, where, Memory(world), Points(), fedavg())
+    assert again.digest == summary.digest
+    assert [e["round"] for e in read_events(where.events) if e["event"] == "run.resumed"] == [2]
+
+
+@pytest.mark.parametrize("spoil", ["cut", "another task", "no record"])
+def test_checkpoints_that_cannot_be_gone_on_from_are_named_and_kept(
+    world: Any, tmp_path: Path, spoil: str
+) -> None:
+    where = RunFolder.create(tmp_path, "test", "conf: true\n")
+    run(world, where, Memory(world), Points(), fedavg())
+    (where.path / "summary.json").unlink()
+    for path in (where.path / "checkpoints").iterdir():
+        arrays, about = files.read_tensors(path)
+        if spoil == "cut":
+            path.write_bytes(path.read_bytes()[:-7])
+        elif spoil == "another task":
+            files.write_tensors(path, arrays, about | {"task": "0" * 64})
+        else:
+            del about["record"]
+            files.write_tensors(path, arrays, about)
+    before = {path: path.read_bytes() for path in (where.path / "checkpoints").iterdir()}
+    with pytest.raises(RunError, match="LF5216"):
+        run(world, where, Memory(world), Points(), fedavg())
+    assert {path: path.read_bytes() for path in (where.path / "checkpoints").iterdir()} == before
