@@ -148,7 +148,10 @@ class Agent:
         if ask.train and not within_hours(self._conf.policy, self._now()):
             raise Refused(Problem("LF4605", "this site trains at other hours", key="policy.hours"))
         self._child.begin(agreement)
-        reply = self._child.answer(self._conf.name, ask, self._conf.policy.seconds_per_round)
+        limit_s = self._conf.policy.seconds_per_round
+        if 0 < ask.limit_s < limit_s:
+            limit_s = ask.limit_s
+        reply = self._child.answer(self._conf.name, ask, limit_s)
         if reply.refusal is not None:
             refusal = _public([reply.refusal])
             return replace(reply, refusal=refusal)
@@ -177,13 +180,15 @@ class Agent:
 
     def _receive(self, reply: Reply, ask: Ask) -> None:
         agreement = self._agreed.get(ask.agreement)
+        if agreement is None:
+            return  # a code left and nothing else; a stranger's asks shall not fill the folder
         about = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "site": self._conf.name,
             "coordinator": key_words(self._coordinator),
             "address": self._conf.coordinator,
-            "run": agreement.run if agreement else "",
-            "task": agreement.task.digest if agreement else "",
+            "run": agreement.run,
+            "task": agreement.task.digest,
             "policy": self._policy_digest,
         }
         self._receipts.write(receipt_of(reply, ask, about))
@@ -229,6 +234,7 @@ _SAYABLE = frozenset(
     }
 )
 _KINDS = (
+    ("LF52", "the site cannot write or read its records"),
     ("LF2", "the site's data does not fit the task's contract"),
     ("LF3", "the task cannot be trained at this site"),
     ("LF4201", "the data set's budget does not allow this"),

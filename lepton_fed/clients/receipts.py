@@ -64,7 +64,7 @@ class Receipt:
         address: Where it went.
         run: Name of the run.
         round: Round, from 1; 0 when a round was asked for that no run has.
-        task: Digest of the task; empty, as the run's name, when no run was agreed to.
+        task: Digest of the task.
         policy: Digest of the policy in force.
         agreement: Digest of what was agreed to.
         vectors: The update's vectors, by name.
@@ -112,6 +112,8 @@ def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str]) -> Receipt:
         numbers["epsilon"] = _exact(reply.epsilon)
     if reply.noise_multiplier is not None:
         numbers["noise multiplier"] = _exact(reply.noise_multiplier)
+    if reply.again:
+        numbers["sent again"] = "the stored answer to the same ask; nothing was trained"
     return Receipt(
         **{**about, "run": legible(about["run"], _LONGEST_RUN)},
         round=ask.round_number if 1 <= ask.round_number <= _MOST_ROUNDS else 0,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from lepton_fed.clients.answers import Answers, Kept, ask_digest
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Budget
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
@@ -69,6 +72,7 @@ class Site:
         folder: Folder of the site's own records (its ledger).
         dataset: Digest that names the data set in the ledger; that of ``rows`` when empty.
         budget: What a record may cost in the data set's life; the run's own target when None.
+        answers: Keeps what was answered; None where a site lives no longer than its run.
 
     Raises:
         DataError: There are no rows to train on.
@@ -90,6 +94,7 @@ class Site:
         folder: Path,
         dataset: str = "",
         budget: Budget | None = None,
+        answers: Answers | None = None,
     ) -> None:
         if len(rows) == 0:
             raise DataError(Problem("LF2101", "there are no rows to train on", where=name))
@@ -108,6 +113,8 @@ class Site:
         self._digest = agreement.digest
         self._budget = budget
         self._newest_round = 0
+        self._newest_ask = ""
+        self._answers = answers
         record = agreement.privacy.record
         if agreement.task != kit.task:
             raise ValueError("the agreement is for another task than the kit")
@@ -127,6 +134,7 @@ class Site:
                 except LeptonError:
                     self._ledger.close()
                     raise
+        self._remember()
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -178,6 +186,10 @@ class Site:
 
     def _answer(self, ask: Ask) -> Reply:
         self._check(ask)
+        if self._answers and ask.train and ask.round_number == self._newest_round:
+            kept = self._answers.kept()
+            if kept is not None:
+                return replace(kept.reply, site=self.name)
         model = self._kit.model_on(self._devices[0])
         received = ask.vectors[MODEL]
         write_vector(model, self._kit.layout, received)
@@ -187,7 +199,21 @@ class Site:
             counts = evaluate(
                 model, self._held_out, self._kit.task, self._kit.plan, self._devices[0]
             )
-        update = self._train(ask, model, received) if ask.train else None
+        if not ask.train:
+            return self._reply(None, counts)
+        update, state = self._train(ask, model, received)
+        reply = self._reply(update, counts)
+        local = local_tensors(model, self._kit.layout)
+        if self._answers:
+            digest = ask_digest(ask)
+            self._answers.keep(Kept(digest, ask.round_number, reply, state, local))
+            self._newest_ask = digest
+        self._state = state
+        self._local = local
+        self._newest_round = ask.round_number
+        return reply
+
+    def _reply(self, update: Update | None, counts: npt.NDArray[np.float64] | None) -> Reply:
         return Reply(
             self.name,
             update=update,
@@ -196,7 +222,18 @@ class Site:
             noise_multiplier=self.noise_multiplier,
         )
 
-    def _train(self, ask: Ask, model: torch.nn.Module, received: Vector) -> Update:
+    def _remember(self) -> None:
+        """Go on from the run's newest answer, if there is one."""
+        kept = self._answers.kept() if self._answers else None
+        if kept is not None:
+            self._newest_round, self._newest_ask = kept.round_number, kept.ask
+            self._state = {name: value.view(np.float32) for name, value in kept.state.items()}
+            self._local = {**self._local, **kept.local}
+
+    def _train(
+        self, ask: Ask, model: torch.nn.Module, received: Vector
+    ) -> tuple[Update, SiteState]:
+        """Return the update, and what the strategy keeps for the next round."""
         kit, record = self._kit, self._agreement.privacy.record
         private = None
         if self._ledger and self._entropy and self._noise:
@@ -227,11 +264,7 @@ class Site:
         delta = read_vector(model, kit.layout)
         delta -= received
         vectors, state = self._rule.update(memory, delta, trained.steps, trained.learning_rate)
-        update = self._bounded(vectors)
-        self._state = state
-        self._local = local_tensors(model, kit.layout)
-        self._newest_round = ask.round_number
-        return update
+        return self._bounded(vectors), state
 
     def _check_run(self, ledger: Ledger, event: SampledGaussian, round_number: int) -> None:
         """Refuse a round that brings the run beyond the epsilon that was agreed to.
@@ -287,6 +320,10 @@ class Site:
         privacy = self._agreement.privacy
         return not privacy.record.enabled or EVALUATION in privacy.outside_epsilon
 
+    def _is_again(self, ask: Ask) -> bool:
+        """Return whether this was asked, and answered, before."""
+        return bool(self._newest_ask) and ask_digest(ask) == self._newest_ask
+
     def _check(self, ask: Ask) -> None:
         """Refuse an ask that is not what was agreed to."""
         kit, agreement = self._kit, self._agreement
@@ -300,7 +337,7 @@ class Site:
             raise refuse("LF4502", "the model's layout is not the one this task gives here")
         if not 1 <= ask.round_number <= agreement.rounds:
             raise refuse("LF4503", f"{agreement.rounds} rounds were agreed to")
-        if ask.train and ask.round_number <= self._newest_round:
+        if ask.train and ask.round_number <= self._newest_round and not self._is_again(ask):
             raise refuse("LF4506", f"round {self._newest_round} was trained already")
         if len(ask.vectors) > _MOST_VECTORS:
             raise refuse("LF4505", f"the ask holds {len(ask.vectors)} vectors")

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from lepton_fed.clients.answers import Answers
 from lepton_fed.clients.frames import read_frame, write_frame
 from lepton_fed.clients.own_rows import OwnRows
 from lepton_fed.clients.site import Site
@@ -69,6 +70,7 @@ class Trainer:
             folder=Path(conf.state),
             dataset=self._rows.identity,
             budget=conf.budget,
+            answers=Answers(Path(conf.state) / "answers", agreement.digest),
         )
         return {
             "layout": kit.layout.digest,
@@ -86,6 +88,7 @@ class Trainer:
             "epsilon": reply.epsilon,
             "noise_multiplier": reply.noise_multiplier,
             "counts": reply.counts is not None,
+            "again": reply.again,
             "update": None,
         }
         arrays: dict[str, Any] = {}

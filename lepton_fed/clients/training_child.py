@@ -81,6 +81,7 @@ class TrainingChild:
             "round_number": ask.round_number,
             "train": ask.train,
             "evaluate": ask.evaluate,
+            "limit_s": ask.limit_s,
         }
         head, arrays = self._ask({"do": "answer", "ask": fields}, ask.vectors, limit_s)
         update = None
@@ -99,6 +100,7 @@ class TrainingChild:
             refusal=Problem(**head["refusal"]) if head["refusal"] else None,
             epsilon=head["epsilon"],
             noise_multiplier=head["noise_multiplier"],
+            again=head["again"],
         )
 
     def close(self) -> None:

@@ -57,6 +57,8 @@ class Ask:
         train: Whether to train and send an update.
         evaluate: Whether to evaluate the model as received and send the counts.
         vectors: The model and what the strategy sends beside it, by name.
+        limit_s: Seconds after which the coordinator no longer waits, as far as it knows; 0 when it
+            does not. Beyond it the site would work for nothing, and miss the next round too.
     """
 
     agreement: str
@@ -65,6 +67,7 @@ class Ask:
     train: bool
     evaluate: bool
     vectors: Mapping[str, Vector]
+    limit_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class Reply:
         epsilon: Epsilon its records have spent in this run, when the site says so; a refusal may
             say it too.
         noise_multiplier: Noise standard deviation over clipping norm, when the site says so.
+        again: Whether it is an earlier answer to the same ask, for the site's receipt; it does not
+            leave the site.
     """
 
     site: str
@@ -89,6 +94,7 @@ class Reply:
     sent_bytes: int = 0
     epsilon: float | None = None
     noise_multiplier: float | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)

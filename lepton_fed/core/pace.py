@@ -50,6 +50,11 @@ class Deadline:
         """
         return elapsed_s > self.allowed_s(answered_s, refused)
 
+    @property
+    def limit_s(self) -> float:
+        """Return the seconds after which every site is late; 0 when that is not known yet."""
+        return 0.0 if self.expected_s is None else self.allowed_s(())
+
     def allowed_s(self, answered_s: Sequence[float], refused: int = 0) -> float:
         """Return the seconds that may pass in all; see :meth:`passed`."""
         expected = self.expected_s

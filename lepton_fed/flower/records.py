@@ -61,6 +61,7 @@ def ask_to_record(ask: Ask) -> RecordDict:
             "round": ask.round_number,
             "train": ask.train,
             "evaluate": ask.evaluate,
+            "limit_s": ask.limit_s,
         }
     )
     return RecordDict({_HEAD: head, _VECTORS: _arrays(ask.vectors)})
@@ -80,6 +81,7 @@ def record_to_ask(record: RecordDict) -> Ask:
         train=_field(head, "train", bool),
         evaluate=_field(head, "evaluate", bool),
         vectors=_vectors(record),
+        limit_s=_field(head, "limit_s", float),
     )
 
 

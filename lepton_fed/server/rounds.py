@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -267,6 +267,7 @@ class Coordinator:
         if self._pace is not None:
             sent = sum(vector.nbytes for vector in ask.vectors.values())
             deadline = self._pace.deadline(cohort, sent)
+            ask = replace(ask, limit_s=deadline.limit_s)
         started = self._clock()
         for reply in transport.exchange(dict.fromkeys(cohort, ask), deadline):
             late = reply.refusal is not None and reply.refusal.code == _NO_REPLY

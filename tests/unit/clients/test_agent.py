@@ -404,3 +404,26 @@ def test_the_floor_is_held_for_runs_with_dp(build, offer, conf):
         refusal = site.offered(offer(agreement_for(privacy=privacy))).refusal
         assert (refusal and refusal.code) == code
     assert ALLOWED.privacy.epsilon == 3.0
+
+
+def test_the_shorter_of_the_owner_s_and_the_coordinator_s_time_holds(build, offer, conf):
+    site, agreement = build(conf=allowing(conf, seconds_per_round=60.0)), agreement_for()
+    site.offered(offer())
+    for number, limit_s in enumerate((0.0, 20.0, 600.0, float("nan"), -1.0), start=1):
+        site.asked(replace(ask_for(agreement, round_number=number), limit_s=limit_s))
+    assert site.child.limits == [60.0, 20.0, 60.0, 60.0, 60.0]
+
+
+def test_asks_for_runs_that_nobody_agreed_to_leave_no_receipts(build, conf):
+    site = build()
+    assert site.asked(ask_for(agreement_for())).refusal.code == "LF4501"
+    assert not Receipts(Path(conf.state) / "receipts").read()
+
+
+def test_a_receipt_says_that_an_answer_was_sent_again(build, offer, conf):
+    site = build()
+    site.offered(offer())
+    site.child.reply = replace(site.child.reply, again=True)
+    site.asked(ask_for(agreement_for()))
+    (receipt,) = Receipts(Path(conf.state) / "receipts").read()
+    assert "nothing was trained" in receipt.numbers["sent again"]

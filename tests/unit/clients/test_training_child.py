@@ -213,7 +213,8 @@ ECHO = """
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while True:
         head, arrays = read_frame(source)
-        said = {"refusal": None, "epsilon": None, "noise_multiplier": None, "counts": False}
+        said = {"refusal": None, "epsilon": None, "noise_multiplier": None}
+        said |= {"counts": False, "again": False}
         said["update"] = {"layout": "l", "weight": 1.0, "norms": {}}
         write_frame(sink, {"ready": {}, **said}, {f"vector/{n}": a for n, a in arrays.items()})
 """
