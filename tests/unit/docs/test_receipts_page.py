@@ -23,6 +23,7 @@ REPLY = Reply(
     np.ones(3),
     epsilon=1.0,
     noise_multiplier=1.0,
+    again=True,
 )
 
 
