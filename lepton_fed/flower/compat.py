@@ -45,7 +45,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -66,6 +66,7 @@ __all__ = [
     "acquire_site_task",
     "cap_supernode_polls",
     "control_client",
+    "drop_messages_of_ended_runs",
     "executor_client",
     "finish_server_task",
     "hasten_pulls",
@@ -316,6 +317,13 @@ class SiteTask:
         status = SubStatus.COMPLETED if completed else SubStatus.FAILED
         with suppress(Exception):
             push_task_output(self._client, self._context, status, "")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of it unanswered: a minute later the SuperNode answers that it failed.
+
+        Of a task that is said to have failed it waits for an answer without end.
+        """
         self._heartbeat.stop()
         self._client.close()
 
@@ -353,6 +361,25 @@ def cap_supernode_polls(seconds: float) -> None:
 
     patient = types.SimpleNamespace(sleep=lambda wanted: time.sleep(min(wanted, seconds)))
     vars(start_client_internal)["time"] = patient
+
+
+def drop_messages_of_ended_runs() -> None:
+    """Let the SuperNode of this process forget a message whose run ends while it is received.
+
+    Stock leaves the task without its message, and whoever takes the task waits for ever. A
+    coordinator that is started again ends the run that it had opened before, so this is no rarity.
+    """
+    from flwr.supernode import start_client_internal
+
+    pull = vars(start_client_internal)["pull_objects"]
+
+    def pull_or_fail(*arguments: Any, **settings: Any) -> Any:
+        try:
+            return pull(*arguments, **settings)
+        except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
+            raise InterruptedError("its run has ended") from error
+
+    vars(start_client_internal)["pull_objects"] = pull_or_fail
 
 
 def run_supernode() -> None:

@@ -63,9 +63,15 @@ def main() -> None:
     parent = int(os.environ.get(_PARENT, os.getppid()))
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     os.environ["FLWR_LOG_LEVEL"] = "INFO"  # its log is a file of its own
-    from lepton_fed.flower.compat import cap_supernode_polls, hasten_pulls, run_supernode
+    from lepton_fed.flower.compat import (
+        cap_supernode_polls,
+        drop_messages_of_ended_runs,
+        hasten_pulls,
+        run_supernode,
+    )
 
     hasten_pulls()
+    drop_messages_of_ended_runs()
     cap_supernode_polls(_POLL_S)
     run_supernode()
 

@@ -94,13 +94,14 @@ def serve(
 
 
 def _answer(app: ClientApp, task: compat.SiteTask) -> None:
-    completed = False
+    answered = completed = False
     try:
         message, context, run = task.pull()
         refusal = _foreign(task.kind, run.fab_id)
         if refusal:
             _log.warning("worker.refused run=%s %s", run.run_id, refusal)
             task.reply(Message(Error(compat.REFUSED_APP, refusal), reply_to=message))
+            answered = True
             return
         try:
             reply = app(message, context)
@@ -111,11 +112,14 @@ def _answer(app: ClientApp, task: compat.SiteTask) -> None:
             _log.exception("worker.failed run=%s", run.run_id)
             reply = Message(Error(compat.FAILED_APP, "LF5301"), reply_to=message)
         task.reply(reply)
-        completed = True
+        answered = completed = True
     except Exception:  # noqa: BLE001 - one message lost, not the site
         _log.exception("worker.message_lost")
     finally:
-        task.finish(completed=completed)
+        if answered:
+            task.finish(completed=completed)
+        else:
+            task.abandon()
 
 
 def _foreign(kind: str, app: str) -> str:

@@ -52,7 +52,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -179,6 +179,24 @@ def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.Monkey
     assert time.monotonic() - before < 10
     assert "time.sleep(3)" in inspect.getsource(start_client_internal.start_client_internal)
     assert callable(flower_supernode)
+
+
+def test_a_message_whose_run_ends_meanwhile_is_cleaned_up_as_any_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flwr.supernode import start_client_internal
+
+    def ended(object_ids: list[str], *, pull_object_fn: object) -> dict[str, bytes]:
+        raise RunNotRunningException
+
+    monkeypatch.setitem(vars(start_client_internal), "pull_objects", ended)
+    compat.drop_messages_of_ended_runs()
+    with pytest.raises(InterruptedError):
+        start_client_internal.pull_objects(["a"], pull_object_fn=None)
+    assert not issubclass(RunNotRunningException, Exception)
+    source = inspect.getsource(start_client_internal._pull_and_store_message)
+    assert "obj_contents = pull_objects(" in source
+    assert "except Exception as err" in source.split("obj_contents = pull_objects(")[1]
 
 
 def test_objects_on_their_way_are_looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
