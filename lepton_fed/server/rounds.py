@@ -26,6 +26,7 @@ from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import ALL_SITES, RunFolder
 from lepton_fed.server.admission import admit_claims
 from lepton_fed.server.intake import SECOND_REPLY, Evaluation, Intake
+from lepton_fed.server.laps import Laps
 from lepton_fed.server.select import select_cohort
 from lepton_fed.strategies.base import ServerState, Strategy
 
@@ -147,6 +148,8 @@ class Coordinator:
         self._log = log
         self._sites: dict[str, SiteRecord] = {}
         self._held_out: dict[str, float] = {}
+        self._laps = Laps(clock)
+        self._sent_bytes = 0
 
     def run(self, transport: Transport, initial: Vector) -> Outcome:
         """Run all rounds and a last evaluation.
@@ -169,19 +172,27 @@ class Coordinator:
         digest = RunDigest(self._task.digest, self._seed)
         used = 0
         for number in range(1, self._rounds.count + 1):
+            self._laps.start()
             names = sorted(transport.sites()) if number > 1 else names
             for name in names:
                 self._sites.setdefault(name, SiteRecord())
             size = self._rounds.cohort_size(len(names))
             cohort = select_cohort(names, size, self._seed, number) if names else ()
+            self._laps.done("select")
             self._log.emit(
-                "round.started", round=number, rounds=self._rounds.count, cohort=list(cohort)
+                "round.started",
+                round=number,
+                rounds=self._rounds.count,
+                cohort=list(cohort),
+                absent=sorted(self._sites.keys() - set(names)),
             )
             contributors, state, model = self._round(transport, number, cohort, state, model)
+            self._laps.done("aggregate")
             used += bool(contributors)
             model_digest = vector_digest(self._layout, model)
             digest.add_round(number, contributors, model_digest)
             self._checkpoint(number, state, model, digest.value)
+            self._laps.done("checkpoint")
             self._log.emit(
                 "round.closed",
                 round=number,
@@ -189,6 +200,8 @@ class Coordinator:
                 sites=list(contributors),
                 model=model_digest,
                 digest=digest.value,
+                seconds=self._laps.seconds(),
+                sent_bytes=self._sent_bytes,
             )
         if not used:
             raise RunError(
@@ -212,9 +225,11 @@ class Coordinator:
                          len(self._sites), self._folder.path / "spill")  # fmt: skip
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
+        self._sent_bytes = len(cohort) * _bytes_of(ask.vectors)
         try:
             for reply in self._exchange(transport, cohort, ask):
                 self._take(reply, cohort, intake, evaluation, number)
+            self._laps.done("exchange")
             # What sites evaluated is the model they received: that of the round before.
             self._report(evaluation, number - 1)
             if len(intake.contributors) < self._rounds.quorum:
@@ -247,8 +262,7 @@ class Coordinator:
             return
         deadline = None
         if self._pace is not None:
-            sent = sum(vector.nbytes for vector in ask.vectors.values())
-            deadline = self._pace.deadline(cohort, sent)
+            deadline = self._pace.deadline(cohort, _bytes_of(ask.vectors))
         started = self._clock()
         for reply in transport.exchange(dict.fromkeys(cohort, ask), deadline):
             late = reply.refusal is not None and reply.refusal.code == _NO_REPLY
@@ -383,5 +397,8 @@ class Coordinator:
 
 
 def _update_bytes(reply: Reply) -> int:
-    vectors = reply.update.vectors.values() if reply.update else ()
-    return sum(vector.nbytes for vector in vectors)
+    return _bytes_of(reply.update.vectors) if reply.update else 0
+
+
+def _bytes_of(vectors: Mapping[str, Vector]) -> int:
+    return sum(vector.nbytes for vector in vectors.values())
