@@ -28,7 +28,7 @@ from lepton_fed.errors import Problem
 __all__ = ["LEAVES", "OUTSIDE_EPSILON", "name_problem", "problems_of", "task_problems"]
 
 OUTSIDE_EPSILON = ("evaluation",)
-LEAVES = ("evaluation", "epsilon", "rows")
+LEAVES = ("evaluation", "epsilon", "rows", "budget")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{12,64}")

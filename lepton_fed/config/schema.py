@@ -244,7 +244,8 @@ class Policy:
     leaves: list[str] = setting(
         factory=list,
         doc="Numbers that may leave beside the update: `evaluation` (counts on held-out rows), "
-        "`epsilon` (what was spent, and the noise multiplier), `rows` (row count, as weight).",
+        "`epsilon` (what was spent, and the noise multiplier), `rows` (row count, as weight), "
+        "`budget` (epsilon left of the data set's budget, told when a run is agreed to).",
     )
     roster: Literal["confirm", "follow"] = setting(
         "confirm",

@@ -67,7 +67,8 @@ def test_a_full_disk_ends_a_run_with_one_screen_and_a_whole_record(
     assert (folder / "events.jsonl").read_bytes().endswith(b"\n")
     if culprit != "events.jsonl":
         assert (events[-1]["event"], events[-1]["code"]) == ("run.failed", "LF5209")
-    assert state_of(project) == ("interrupted" if culprit == "events.jsonl" else "failed")
+    failed = events[-1]["event"] == "run.failed"  # there may be no room for that line either
+    assert state_of(project) == ("failed" if failed else "interrupted")
 
 
 @pytest.mark.parametrize("closed", ["2>&1 | head -1", "2>&- | head -1", ">&-", ">&- 2>&-"])
