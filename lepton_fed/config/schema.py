@@ -174,6 +174,11 @@ class ServerConf:
         "Address and port that sites connect to; nothing but their own API answers there.",
     )
     tls: Tls = setting(factory=Tls, doc="What the coordinator shows its sites.")
+    monitor: str = setting(
+        "127.0.0.1:9093",
+        "Loopback address and port that answer /health and /metrics (Prometheus); nobody is asked "
+        "who they are. Empty for none.",
+    )
     roster: str = setting(
         "keys/roster.json", "The signed list of sites; `lepton-fed keys enrol` adds to it."
     )
