@@ -232,7 +232,8 @@ def _print_state(status: RunStatus, events: int, now: datetime) -> None:
     whole = f"{events} events, chain whole" if events else "no events"
     out.print(f"{status.run}: {state}, {rounds}; {whole}", markup=False)
     if status.began:
-        out.print(f"began       {ago(status.began, now, ' UTC')}; took {_took(status, now)}")
+        took = f"took {_took(status, now)}{' so far' * (status.state == 'running')}"
+        out.print(f"began       {ago(status.began, now, ' UTC')}; {took}")
     if status.state == "running" and status.newest:
         out.print(f"last event  {ago(status.newest, now, ' UTC')}")
     if status.waiting:

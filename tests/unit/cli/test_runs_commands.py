@@ -133,7 +133,7 @@ def test_a_running_run_shows_its_sites_and_whom_it_waits_for(columns: int) -> No
     assert lines[0] == (
         "20261120T234533Z-digits-0003: running, 1 of 50 rounds; 7 events, chain whole"
     )
-    assert re.fullmatch(r"began       .* UTC, 3 min ago; took 3 min", lines[1])
+    assert re.fullmatch(r"began       .* UTC, 3 min ago; took 3 min so far", lines[1])
     assert re.fullmatch(r"last event  .* UTC, 3 min ago", lines[2])
     assert lines[3] == "waits for   east, north"
     east, north = lines[7:9]
