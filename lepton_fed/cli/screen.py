@@ -24,6 +24,7 @@ __all__ = [
     "EXIT_CODES",
     "AsJson",
     "Overrides",
+    "ago",
     "guarded",
     "number",
     "print_json",
@@ -31,7 +32,9 @@ __all__ = [
     "show_failure",
     "show_problems",
     "size",
+    "span",
     "stdout",
+    "table_width",
 ]
 
 EXIT_CODES = (
@@ -42,6 +45,7 @@ EXIT_CODES = (
 
 _INTERRUPTED = 130
 _LARGEST_PLAIN = 1024
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 Overrides = Annotated[
     list[str] | None,
@@ -106,17 +110,20 @@ def print_table(
         columns: Names of the columns.
         rows: Cells.
         words: How many columns, from the left, hold words.
-        narrow: Leave no more than one space between two columns.
+        narrow: Leave no more space between two columns than the screen has.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    out = stdout()
+    tight = narrow and table_width([columns, *rows], gap=2) > out.width
     table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
+        padding=(0, 0 if tight else 1),
         pad_edge=not narrow,
         collapse_padding=narrow,
     )
@@ -129,7 +136,18 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    stdout().print(table)
+    out.print(table)
+
+
+def table_width(rows: Sequence[Sequence[str]], gap: int = 1) -> int:
+    """Return how many columns of a screen a narrow table takes.
+
+    Args:
+        rows: Its cells, the names of the columns among them.
+        gap: Spaces between two columns.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return sum(widths) + gap * (len(widths) - 1) + 2
 
 
 def number(values: Mapping[str, float], name: str) -> str:
@@ -144,6 +162,39 @@ def size(count: int) -> str:
     if count < _LARGEST_PLAIN**2:
         return f"{count / _LARGEST_PLAIN:.1f} KiB"
     return f"{count / _LARGEST_PLAIN**2:.1f} MiB"
+
+
+def span(seconds: float) -> str:
+    """Return a length of time as text, in the unit that says it best.
+
+    Example:
+        >>> span(0.4), span(59), span(150), span(4000), span(200000)
+        ('0 s', '59 s', '2 min', '1.1 h', '2.3 d')
+    """
+    if seconds < _MINUTE:
+        return f"{max(0, int(seconds))} s"
+    if seconds < _HOUR:
+        return f"{int(seconds / _MINUTE)} min"
+    return f"{seconds / _HOUR:.1f} h" if seconds < _DAY else f"{seconds / _DAY:.1f} d"
+
+
+def ago(time: str, now: datetime, zone: str = "") -> str:
+    """Return a UTC time as text, with how long ago that was.
+
+    Args:
+        time: ISO 8601.
+        now: The present time.
+        zone: What stands after the time.
+
+    Example:
+        >>> now = datetime(2026, 11, 20, 12, 3, 30, tzinfo=UTC)
+        >>> ago("2026-11-20T12:00:00.000+00:00", now), ago("2026-11-17T09:00:00+00:00", now)
+        ('12:00:00, 3 min ago', '2026-11-17 09:00, 3.1 d ago')
+    """
+    then = datetime.fromisoformat(time)
+    passed = span((now - then).total_seconds())
+    same_day = then.astimezone(UTC).date() == now.astimezone(UTC).date()
+    return f"{then:{'%H:%M:%S' if same_day else '%Y-%m-%d %H:%M'}}{zone}, {passed} ago"
 
 
 def show_failure(result: Mapping[str, Any], *, as_json: bool) -> None:

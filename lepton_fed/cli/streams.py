@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["steady_streams"]
+__all__ = ["reader_left", "steady_streams"]
 
 
 class _Outlet(FileIO):
@@ -28,15 +28,15 @@ class _Outlet(FileIO):
     def __init__(self, descriptor: int, ignored: type[OSError]) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._ignored = ignored
-        self._broken = False
+        self.broken = False
 
     def write(self, content: ReadableBuffer, /) -> int:
         """Write what can be written; return how many bytes need not be written again."""
-        if not self._broken:
+        if not self.broken:
             try:
                 return super().write(content)
             except OSError as error:
-                self._broken = True
+                self.broken = True
                 if not isinstance(error, self._ignored):
                     raise
         return memoryview(content).nbytes
@@ -50,6 +50,12 @@ def steady_streams() -> None:
     """
     sys.stdout = _steady(sys.stdout, 1, BrokenPipeError)
     sys.stderr = _steady(sys.stderr, 2, OSError)
+
+
+def reader_left() -> bool:
+    """Return whether whoever read ``sys.stdout`` is known to have left."""
+    outlet = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(outlet, _Outlet) and outlet.broken
 
 
 def _steady(stream: TextIO | None, descriptor: int, ignored: type[OSError]) -> TextIO:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from lepton_fed.clients.bundles import BundleStore
@@ -81,13 +82,16 @@ class Agent:
 
     def offered(self, offer: Offer) -> OfferReply:
         """Say whether the site takes part in a run."""
+        installed = version("lepton-fed")
         try:
             agreement = self._consider(offer)
+            left = self._child.budget_left() if "budget" in self._conf.policy.leaves else None
         except LeptonError as error:
             _tell(f"offer of {_run_in(offer.agreement)}", error.problems)
-            return OfferReply("", refusal=_public(error.problems))
-        _log.info("run.agreed run=%s task=%s", agreement.run, agreement.task.digest[:12])
-        return OfferReply("", agreement.digest)
+            return OfferReply("", refusal=_public(error.problems), version=installed)
+        told = "" if left is None else f" budget_left={left:.4g}"
+        _log.info("run.agreed run=%s task=%s%s", agreement.run, agreement.task.digest[:12], told)
+        return OfferReply("", agreement.digest, version=installed, budget_left=left)
 
     def asked(self, ask: Ask) -> Reply:
         """Train or evaluate, write the receipt, and say what came of it."""

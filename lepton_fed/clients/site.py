@@ -153,6 +153,11 @@ class Site:
             self._ledger.of_run(self._agreement.run), self._agreement.privacy.record.delta
         )
 
+    @property
+    def budget_left(self) -> float | None:
+        """Return the epsilon left of the data set's budget; None without record-level DP."""
+        return self._ledger.left if self._ledger else None
+
     def close(self) -> None:
         """Let go of the ledger."""
         if self._ledger:

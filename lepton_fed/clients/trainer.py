@@ -78,6 +78,10 @@ class Trainer:
             "noise_multiplier": self._site.noise_multiplier,
         }
 
+    def budget_left(self) -> float | None:
+        """Return the epsilon left of the data set's budget; None where no run keeps a ledger."""
+        return self._site.budget_left if self._site else None
+
     def answer(self, ask: Ask) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return head and arrays of the answer to an ask."""
         if self._site is None:
@@ -125,6 +129,8 @@ def main() -> None:
                 raise ValueError("the first frame opens")
             elif head["do"] == "begin":
                 _begin(trainer, head, sink)
+            elif head["do"] == "budget":
+                write_frame(sink, {"left": trainer.budget_left()})
             else:
                 ask = Ask(**head["ask"], vectors=arrays)
                 write_frame(sink, *trainer.answer(ask))

@@ -63,6 +63,19 @@ class TrainingChild:
             raise Refused([Problem(**problem) for problem in head["problems"]])
         self._ready = agreement.digest
 
+    def budget_left(self) -> float | None:
+        """Return the epsilon left of the data set's budget, as the open ledger has it now.
+
+        Returns:
+            It; None without record-level DP.
+
+        Raises:
+            RunError: LF5310, the child took too long; LF5311, it died.
+        """
+        head, _ = self._ask({"do": "budget"}, {}, _BEGIN_S)
+        left: float | None = head["left"]
+        return left
+
     def answer(self, site: str, ask: Ask, limit_s: float) -> Reply:
         """Let the child answer.
 

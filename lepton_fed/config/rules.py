@@ -6,6 +6,7 @@ the key's place. Keys of a task are relative to it, so that a task can be judged
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ from lepton_fed.errors import Problem
 __all__ = ["LEAVES", "OUTSIDE_EPSILON", "name_problem", "problems_of", "task_problems"]
 
 OUTSIDE_EPSILON = ("evaluation",)
-LEAVES = ("evaluation", "epsilon", "rows")
+LEAVES = ("evaluation", "epsilon", "rows", "budget")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _DIGEST = re.compile(r"[0-9a-f]{12,64}")
@@ -242,6 +243,7 @@ def _sites(conf: SimulationConf) -> Iterator[Problem]:
 
 def _server(conf: ServerConf) -> Iterator[Problem]:
     yield from _address(conf.listen, "listen")
+    yield from _monitor(conf.monitor)
     for key in ("roster", "state", "signing_key"):
         yield from _not_empty(getattr(conf, key), key)
     for key in ("certificate", "key", "ca"):
@@ -292,6 +294,28 @@ def _address(address: str, key: str) -> Iterator[Problem]:
             key=key,
             remedy="write fed.example.org:9092 or 10.0.0.5:9092",
         )
+
+
+def _monitor(address: str) -> Iterator[Problem]:
+    if not address:
+        return
+    wrong = list(_address(address, "monitor"))
+    yield from wrong
+    if not wrong and not _is_loopback(address.rpartition(":")[0].strip("[]")):
+        yield Problem(
+            "LF1057",
+            f"{address!r} is no loopback address: the monitor asks nobody who they are",
+            key="monitor",
+            remedy="write 127.0.0.1:9093, and let a reverse proxy with access control pass it on",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    # By number only: what a name stands for is decided elsewhere, and may change.
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _source(source: Source, key: str) -> Iterator[Problem]:

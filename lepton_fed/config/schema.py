@@ -174,6 +174,11 @@ class ServerConf:
         "Address and port that sites connect to; nothing but their own API answers there.",
     )
     tls: Tls = setting(factory=Tls, doc="What the coordinator shows its sites.")
+    monitor: str = setting(
+        "127.0.0.1:9093",
+        "Loopback address and port that answer /health and /metrics (Prometheus); nobody is asked "
+        "who they are. Empty for none.",
+    )
     roster: str = setting(
         "keys/roster.json", "The signed list of sites; `lepton-fed keys enrol` adds to it."
     )
@@ -244,7 +249,8 @@ class Policy:
     leaves: list[str] = setting(
         factory=list,
         doc="Numbers that may leave beside the update: `evaluation` (counts on held-out rows), "
-        "`epsilon` (what was spent, and the noise multiplier), `rows` (row count, as weight).",
+        "`epsilon` (what was spent, and the noise multiplier), `rows` (row count, as weight), "
+        "`budget` (epsilon left of the data set's budget, told when a run is agreed to).",
     )
     roster: Literal["confirm", "follow"] = setting(
         "confirm",

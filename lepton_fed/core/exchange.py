@@ -118,11 +118,16 @@ class OfferReply:
         site: Name of the site, as the transport knows it.
         agreement: Digest of what it agrees to; empty with a refusal.
         refusal: Why it does not take part; None when it does.
+        version: Version of lepton-fed that it says it runs; empty when it does not say.
+        budget_left: Epsilon that it says is left of its data set's budget, at the budget's delta
+            and before this run; None when it says nothing.
     """
 
     site: str
     agreement: str = ""
     refusal: Problem | None = None
+    version: str = ""
+    budget_left: float | None = None
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ _HAVE = "have"
 _STEPS = ("begin", "chunk", "finish")
 _MOST_FILES = 1000
 _LONGEST_NAME = 64
+_LONGEST_VERSION = 32
+_LARGEST_EPSILON = 1e6
 _RAW = {"float32": ("lepton.f4le", "<f4"), "float64": ("lepton.f8le", "<f8")}
 
 
@@ -153,7 +155,9 @@ def record_to_offer(record: RecordDict) -> Offer:
 
 def offer_reply_to_record(reply: OfferReply) -> RecordDict:
     """Return what a site says to an offer as records."""
-    head = {"agreement": reply.agreement, **_told(reply.refusal)}
+    head = {"agreement": reply.agreement, "version": reply.version, **_told(reply.refusal)}
+    if reply.budget_left is not None:
+        head["budget_left"] = reply.budget_left
     return RecordDict({_HEAD: ConfigRecord(head)})
 
 
@@ -161,10 +165,20 @@ def record_to_offer_reply(site: str, record: RecordDict) -> OfferReply:
     """Return what records say to an offer.
 
     Raises:
-        UpdateRefused: A field is missing or of another type.
+        UpdateRefused: A field is missing, of another type, or out of range.
     """
     head = _head(record)
-    return OfferReply(site, _field(head, "agreement", str), _refusal_in(head, site))
+    left = _field(head, "budget_left", float) if "budget_left" in head else None
+    if left is not None and not 0 <= left <= _LARGEST_EPSILON:  # NaN is neither
+        raise _refusal("the budget that is left is no epsilon")
+    version = _field(head, "version", str) if "version" in head else ""
+    return OfferReply(
+        site,
+        _field(head, "agreement", str),
+        _refusal_in(head, site),
+        legible(version, _LONGEST_VERSION),
+        left,
+    )
 
 
 def push_to_record(step: PushStep) -> RecordDict:

@@ -190,6 +190,15 @@ class SuperLink:
         by_key = {pem: node for node, (pem, _) in compat.registered_nodes(self._control).items()}
         return {name: by_key[pem] for name, pem in keys.items() if pem in by_key}
 
+    def online(self, keys: Mapping[str, bytes]) -> list[str]:
+        """Return the names of the sites whose node is online.
+
+        Args:
+            keys: Public key of each site's node, PEM, by the site's name.
+        """
+        status = dict(compat.registered_nodes(self._control).values())
+        return sorted(name for name, pem in keys.items() if status.get(pem) == "online")
+
     @contextmanager
     def grid(self) -> Iterator[Grid]:
         """Open a Flower run, execute its ServerApp task here, and yield the task's Grid.

@@ -78,6 +78,11 @@ class Ledger:
         return epsilon_of(self._events, self._delta)
 
     @property
+    def left(self) -> float:
+        """Return the epsilon of the budget that is not spent."""
+        return max(0.0, self._epsilon - self.spent)
+
+    @property
     def delta(self) -> float:
         """Return the delta at which epsilon is counted."""
         return self._delta

@@ -4,28 +4,37 @@ A changed, removed or inserted line breaks the chain, and :func:`read_events` sa
 off at the end are found by the hash of the last one, which the run's summary holds. While a run has
 no summary, a last line without its line end is one that a crash cut off: nobody was told of it, so
 it counts as not written.
+
+Who writes a log holds a lock on it for as long. That keeps a second writer out, and tells a run
+that goes on from one whose process is gone.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.errors import Problem, Refused
+from lepton_fed.errors import Problem, Refused, RunError
 from lepton_fed.runs.files import append, reading, writing
 
-__all__ = ["Event", "EventLog", "Listener", "read_events"]
+__all__ = ["Event", "EventLog", "GrowingLog", "Listener", "is_written", "read_events"]
 
 Event = Mapping[str, Any]
 Listener = Callable[[Event], None]
 
 _GENESIS = hashlib.sha256(b"lepton-fed events 1").hexdigest()
+_LOOKS = 20  # at a lock that is held: who only asks about it holds it for a moment
+_LOOK_S = 0.005
 
 
 def utc_now() -> str:
@@ -45,7 +54,7 @@ class EventLog:
 
     Raises:
         Refused: The existing file is changed.
-        RunError: It cannot be read or written.
+        RunError: It cannot be read or written; LF5220, another process writes it.
     """
 
     def __init__(
@@ -58,15 +67,21 @@ class EventLog:
         self._listeners = list(listeners)
         self._clock = clock
         self._head = _GENESIS
-        with reading(path):
-            content = path.read_bytes() if path.exists() else b""
-        whole = _without_cut_line(content)
-        for event in _events(whole, path):
-            self._head = _hash(event)
         with writing(path):
             self._file = path.open("ab", buffering=0)
+        try:
+            _lock(self._file, path)
+            with reading(path):
+                content = path.read_bytes()
+            whole = _without_cut_line(content)
+            for event in _events(whole, path):
+                self._head = _hash(event)
             if len(whole) < len(content):
-                self._file.truncate(len(whole))
+                with writing(path):
+                    self._file.truncate(len(whole))
+        except BaseException:
+            self._file.close()
+            raise
 
     @property
     def head(self) -> str:
@@ -143,25 +158,98 @@ def read_events(path: Path, head: str = "") -> list[Event]:
     return events
 
 
-def _events(content: bytes, path: Path) -> list[Event]:
+class GrowingLog:
+    """Reads a log that is still written, a piece at a time.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._lines = 0
+        self._head = _GENESIS
+
+    def take(self) -> list[Event]:
+        """Return the events that were written since the last time; half a line waits for the rest.
+
+        Raises:
+            Refused: A line is not JSON or does not follow from the one before, or lines that were
+                read before are gone.
+            RunError: The file cannot be read.
+        """
+        with reading(self._path):
+            try:
+                file = self._path.open("rb")
+            except FileNotFoundError:
+                return []  # it comes with the first event
+            with file:
+                if os.fstat(file.fileno()).st_size < self._read:
+                    raise _changed(self._path, self._lines)
+                file.seek(self._read)
+                content = _without_cut_line(file.read())
+        events = _events(content, self._path, self._head, self._lines + 1)
+        self._read += len(content)
+        self._lines += len(events)
+        if events:
+            self._head = _hash(events[-1])
+        return events
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a process has this log open to write to it.
+
+    Args:
+        path: The file; nobody writes one that is not there.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    with reading(path):
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return False
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    """Lock a log until it is closed."""
+    with writing(path):
+        for _ in range(_LOOKS):
+            with suppress(BlockingIOError):
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(_LOOK_S)
+    raise RunError(
+        Problem("LF5220", "another process writes this run's event log", where=str(path),
+                remedy="the run goes on: `lepton-fed runs follow` shows it; end it first")
+    )  # fmt: skip
+
+
+def _changed(path: Path, line: int) -> Refused:
+    return Refused(
+        Problem("LF4301", "the event log was changed: this line does not follow from the one "
+                "before", where=f"{path}:{line}", remedy="do not rely on this run's record")
+    )  # fmt: skip
+
+
+def _events(content: bytes, path: Path, last: str = _GENESIS, first: int = 1) -> list[Event]:
     """Return the events of a file's content, each of which follows from the one before."""
     events: list[Event] = []
-    last = _GENESIS
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+    for number, line in enumerate(content.splitlines(keepends=True), start=first):
         try:
             record = json.loads(line)
             follows = record["previous"] == last and canonical_json(record) + b"\n" == line
         except (ValueError, KeyError, TypeError, RecursionError):
             follows = False
         if not follows:
-            raise Refused(
-                Problem(
-                    "LF4301",
-                    "the event log was changed: this line does not follow from the one before",
-                    where=f"{path}:{number}",
-                    remedy="do not rely on this run's record",
-                )
-            )
+            raise _changed(path, number)
         events.append(record)
         last = _hash(record)
     return events

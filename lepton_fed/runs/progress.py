@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TextIO
 
@@ -16,9 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lepton_fed.runs.events import Event
+from lepton_fed.runs.events import Event, GrowingLog, is_written, read_events
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.runs.status import State
 
-__all__ = ["LineView", "ProgressView", "headline", "view_for"]
+__all__ = ["LineView", "ProgressView", "follow", "headline", "headline_name", "view_for"]
 
 _SHOWN_FIRST = ("accuracy", "r2", "mae", "loss")
 _CHAIN = ("previous", "time", "event")
@@ -41,6 +43,11 @@ class LineView:
 
     def __exit__(self, *exception: object) -> None:
         pass
+
+    def catch_up(self, events: Sequence[Event]) -> None:
+        """Write what happened before anybody watched."""
+        for event in events:
+            self(event)
 
     def __call__(self, event: Event) -> None:
         """Write an event."""
@@ -93,14 +100,35 @@ class ProgressView:
     ) -> None:
         self._progress.stop()
 
+    def catch_up(self, events: Sequence[Event]) -> None:
+        """Show what happened before anybody watched: where the run is, and no line for each."""
+        for event in events:
+            self._move(event)
+        refused = sum(event["event"] in ("reply.refused", "counts.refused") for event in events)
+        if refused:
+            self._say(f"refused so far: {refused}; lepton-fed runs show says which")
+
     def __call__(self, event: Event) -> None:
-        """Show what an event changes."""
+        """Show what an event changes, and say what a person should know of."""
+        self._move(event)
+        note = _NOTES.get(event["event"])
+        if note is not None:
+            self._say(note(event))
+
+    def _move(self, event: Event) -> None:
         name = event["event"]
-        if name == "run.started":
-            self._progress.update(self._task, total=event["rounds"])
+        if name == "run.started":  # a coordinator's second run begins anew
+            self._epsilon = 0.0
+            self._progress.reset(self._task, total=event["rounds"], sites="", metric="", epsilon="")
+            self._progress.start()
+        elif name == "run.resumed":
+            self._progress.start()
         elif name == "round.closed":
             self._progress.update(
-                self._task, completed=event["round"], sites=f"{len(event['sites'])} sites"
+                self._task,
+                total=event["rounds"],
+                completed=event["round"],
+                sites=f"{len(event['sites'])} sites",
             )
         elif name == "reply.accepted" and event.get("epsilon") is not None:
             self._epsilon = max(self._epsilon, float(event["epsilon"]))
@@ -109,27 +137,68 @@ class ProgressView:
             self._progress.update(self._task, metric=headline(event["metrics"]))
         elif name in ("run.finished", "run.failed"):
             self._progress.stop()
-        elif name in ("reply.refused", "counts.refused"):
-            self._console.print(
-                f"round {event['round']}: {event['site']}: {event['why']} ({event['code']})",
-                style="yellow",
-                markup=False,
-                highlight=False,
-            )
-        elif name == "round.below_quorum":
-            self._console.print(
-                f"round {event['round']}: {event['usable']} usable updates, quorum "
-                f"{event['quorum']}; the model stays as it was",
-                style="yellow",
-                highlight=False,
-            )
-        elif name == "round.model_not_finite":
-            self._console.print(
-                f"round {event['round']}: the strategy made NaN or infinities; the model stays as "
-                "it was",
-                style="yellow",
-                highlight=False,
-            )
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, style="yellow", markup=False, highlight=False)
+
+
+_NOTES: Mapping[str, Callable[[Event], str]] = {
+    "sites.awaited": lambda e: f"waiting for {', '.join(e['sites'])}",
+    "site.refused": lambda e: f"offer: {e['site']}: {e['why']} ({e['code']})",
+    "reply.refused": lambda e: f"round {e['round']}: {e['site']}: {e['why']} ({e['code']})",
+    "counts.refused": lambda e: f"round {e['round']}: {e['site']}: {e['why']} ({e['code']})",
+    "reply.late": lambda e: (
+        f"round {e['round']}: {e['site']}: its reply of round {e['asked_in_round']} came too late"
+    ),
+    "round.below_quorum": lambda e: (
+        f"round {e['round']}: {e['usable']} usable updates, quorum {e['quorum']}; the model stays "
+        "as it was"
+    ),
+    "round.model_not_finite": lambda e: (
+        f"round {e['round']}: the strategy made NaN or infinities; the model stays as it was"
+    ),
+    "run.resumed": lambda e: f"resumed after round {e['round']}",
+}
+
+
+def follow(run: RunFolder, view: ProgressView | LineView, wait: Callable[[], None]) -> State:
+    """Show a run's events as they are written, until nobody writes them any more.
+
+    Args:
+        run: Its folder.
+        view: Shows them; those of before first, together.
+        wait: Waits until it is worth another look.
+
+    Returns:
+        How it ended: finished, failed or interrupted.
+
+    Raises:
+        Refused: The event log was changed.
+        RunError: It cannot be read.
+    """
+    summary = run.read_summary()
+    if summary is not None:
+        read_events(run.events, summary.events)
+    log = GrowingLog(run.events)
+    last = ""
+    watched = False
+    while True:
+        # Asked first: when nobody writes, what is read next is all there is.
+        written = is_written(run.events)
+        events = log.take()
+        if watched:
+            for event in events:
+                view(event)
+        else:
+            view.catch_up(events)
+        watched = True
+        last = events[-1]["event"] if events else last
+        if not written:
+            return _ENDS.get(last, "interrupted")
+        wait()
+
+
+_ENDS: Mapping[str, State] = {"run.finished": "finished", "run.failed": "failed"}
 
 
 def view_for(stream: TextIO | None) -> ProgressView | LineView:
@@ -145,7 +214,10 @@ def view_for(stream: TextIO | None) -> ProgressView | LineView:
 
 def headline(metrics: Mapping[str, float]) -> str:
     """Return the one metric that stands for all, as text; empty without any."""
-    for name in _SHOWN_FIRST:
-        if name in metrics:
-            return f"{name} {metrics[name]:.3f}"
-    return ""
+    name = headline_name(metrics)
+    return f"{name} {metrics[name]:.3f}" if name else ""
+
+
+def headline_name(metrics: Mapping[str, float]) -> str:
+    """Return the name of the one metric that stands for all; empty without any."""
+    return next((name for name in _SHOWN_FIRST if name in metrics), "")

@@ -148,7 +148,12 @@ class Federation:
             problem = Problem("LF4413", "it agreed to something else", where=reply.site)
         if problem is None:
             self._agreed.add(reply.site)
-            self._log.emit("site.agreed", site=reply.site)
+            self._log.emit(
+                "site.agreed",
+                site=reply.site,
+                version=reply.version,
+                budget_left=reply.budget_left,
+            )
             return
         if problem.code not in _NOT_HEARD:  # it may have been restarted in between: ask again
             self._refused.add(reply.site)

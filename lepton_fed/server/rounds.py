@@ -26,6 +26,7 @@ from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import ALL_SITES, RunFolder
 from lepton_fed.server.admission import admit_claims
 from lepton_fed.server.intake import SECOND_REPLY, Evaluation, Intake
+from lepton_fed.server.laps import Laps
 from lepton_fed.server.select import select_cohort
 from lepton_fed.server.standing import Record, SiteRecord, Standing
 from lepton_fed.strategies.base import ServerState, Strategy
@@ -128,6 +129,7 @@ class Coordinator:
         self._folder = folder
         self._log = log
         self._record = Record()
+        self._laps = Laps(clock)
 
     def start(self, initial: Vector) -> Standing:
         """Return where a new run stands.
@@ -169,13 +171,20 @@ class Coordinator:
         digest = RunDigest(self._task.digest, self._seed, standing.digest)
         first = standing.round_number + 1
         for number in range(first, self._rounds.count + 1):
+            self._laps.start()
             names = self._names(transport) if number > first else names
             size = self._rounds.cohort_size(len(names))
             cohort = select_cohort(names, size, self._seed, number) if names else ()
+            self._laps.done("select")
             self._log.emit(
-                "round.started", round=number, rounds=self._rounds.count, cohort=list(cohort)
+                "round.started",
+                round=number,
+                rounds=self._rounds.count,
+                cohort=list(cohort),
+                absent=sorted(record.sites.keys() - set(names)),
             )
             contributors, state, model = self._round(transport, number, cohort, state, model)
+            self._laps.done("aggregate")
             record.used += bool(contributors)
             record.contributors = list(contributors)
             record.seconds = self._clock() - begun
@@ -183,6 +192,7 @@ class Coordinator:
             standing = Standing(number, model, state, digest.value, record)
             # On disk before it is told: a kill in between tells it again, never takes it back.
             standing.save(self._folder, self._task.digest, self._layout.digest)
+            self._laps.done("checkpoint")
             self.tell_closed(standing)
         if not record.used:
             raise RunError(
@@ -203,6 +213,8 @@ class Coordinator:
             sites=standing.record.contributors,
             model=vector_digest(self._layout, standing.model),
             digest=standing.digest,
+            seconds=self._laps.seconds(),
+            sent_bytes=standing.record.sent_bytes,
         )
 
     def _names(self, transport: Transport) -> list[str]:
@@ -230,9 +242,11 @@ class Coordinator:
                          len(self._record.sites), self._folder.path / "spill")  # fmt: skip
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
+        self._record.sent_bytes = len(cohort) * _bytes_of(ask.vectors)
         try:
             for reply in self._exchange(transport, cohort, ask):
                 self._take(reply, cohort, intake, evaluation, number)
+            self._laps.done("exchange")
             # What sites evaluated is the model they received: that of the round before.
             self._report(evaluation, number - 1)
             if len(intake.contributors) < self._rounds.quorum:
@@ -265,8 +279,7 @@ class Coordinator:
             return
         deadline = None
         if self._pace is not None:
-            sent = sum(vector.nbytes for vector in ask.vectors.values())
-            deadline = self._pace.deadline(cohort, sent)
+            deadline = self._pace.deadline(cohort, _bytes_of(ask.vectors))
             ask = replace(ask, limit_s=deadline.limit_s)
         started = self._clock()
         for reply in transport.exchange(dict.fromkeys(cohort, ask), deadline):
@@ -396,5 +409,8 @@ class Coordinator:
 
 
 def _update_bytes(reply: Reply) -> int:
-    vectors = reply.update.vectors.values() if reply.update else ()
-    return sum(vector.nbytes for vector in vectors)
+    return _bytes_of(reply.update.vectors) if reply.update else 0
+
+
+def _bytes_of(vectors: Mapping[str, Vector]) -> int:
+    return sum(vector.nbytes for vector in vectors.values())

@@ -33,6 +33,7 @@ from lepton_fed.server.execution import execute, recorded
 from lepton_fed.server.federation import Federation
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.jobs import Job, Jobs
+from lepton_fed.server.monitor import Monitor
 from lepton_fed.server.ongoing import Ongoing, OngoingRun, run_digest_of_conf
 from lepton_fed.server.push import push_bundle
 from lepton_fed.server.rounds import Coordinator, Outcome
@@ -162,6 +163,7 @@ def _work(
             except LeptonError as error:
                 if once:
                     raise
+                service.monitor.failed(error.code)
                 _tell(turn.loaded, error)
         while not once and not stop.is_set():
             for name, job in service.jobs.waiting():
@@ -217,7 +219,9 @@ class Service:
 
     def __init__(self, conf: ServerConf, listeners: tuple[Listener, ...]) -> None:
         self._conf = conf
-        self._listeners = listeners
+        self.monitor = Monitor(self._online, lambda: list(self._keys))
+        self._listeners: tuple[Listener, ...] = (*listeners, self.monitor)
+        self._keys: dict[str, bytes] = {}  # of the roster's nodes, by name, as last read
         self._key: PrivateKey = load_private_key(Path(conf.signing_key))
         self._state = Path(conf.state)
         self.jobs = Jobs(self._state)
@@ -229,6 +233,8 @@ class Service:
     def open(self) -> None:
         """Start to listen."""
         conf = self._conf
+        if conf.monitor:
+            self.monitor.listen(address_of(conf.monitor))
         self._link = SuperLink(
             address_of(conf.listen),
             Path(conf.tls.certificate),
@@ -240,6 +246,7 @@ class Service:
 
     def close(self) -> None:
         """Listen no more."""
+        self.monitor.close()
         if self._link is not None:
             self._link.stop()
 
@@ -341,7 +348,11 @@ class Service:
         return roster, path.read_bytes()
 
     def _node_keys(self, roster: Roster) -> dict[str, bytes]:
-        return {member.name: node_public_pem(member.node_key) for member in roster.sites}
+        self._keys = {member.name: node_public_pem(member.node_key) for member in roster.sites}
+        return self._keys
+
+    def _online(self) -> list[str]:
+        return self._opened().online(self._keys)
 
     def _opened(self) -> SuperLink:
         if self._link is None:

@@ -56,12 +56,14 @@ class Record:
         contributors: Sites whose updates the last round used, sorted.
         used: Rounds whose quorum was reached.
         seconds: Time that the run has taken, without interruptions.
+        sent_bytes: Bytes of the vectors that the last round sent to its whole cohort.
         sites: What is known of each site, by name.
     """
 
     contributors: list[str] = field(default_factory=list)
     used: int = 0
     seconds: float = 0.0
+    sent_bytes: int = 0
     sites: dict[str, SiteRecord] = field(default_factory=dict)
 
 

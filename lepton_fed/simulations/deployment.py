@@ -161,6 +161,7 @@ class LocalDeployment:
             **shared,
             "seed": conf.seed,
             "listen": f"127.0.0.1:{self._port}",
+            "monitor": "",  # the coordinator of this machine may have that port
             "tls": {
                 "certificate": str(keys / "tls" / "server.crt"),
                 "key": str(keys / "tls" / "server.key"),

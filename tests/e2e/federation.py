@@ -71,7 +71,7 @@ class Deployment:
 
     def _write_confs(self) -> None:
         server = template("server")
-        server |= {"listen": f"127.0.0.1:{self.port}", "gather_s": PATIENCE_S}
+        server |= {"listen": f"127.0.0.1:{self.port}", "gather_s": PATIENCE_S, "monitor": ""}
         (self.root / "server.yaml").write_text(yaml.safe_dump(server))
         for name in SITES:
             self.write_rows(name)

@@ -293,30 +293,6 @@ def test_what_the_system_refuses_is_one_screen(capsys: pytest.CaptureFixture[str
     assert (problem["code"], problem["where"]) == ("LF5401", "some/file")
 
 
-@pytest.mark.parametrize("columns", ["80", "100"])
-def test_a_run_takes_one_line_of_the_list(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str
-) -> None:
-    rows = [
-        ("20261120T234534Z-digits-fb39", "not finished", {}, ""),
-        ("20261120T234535Z-digits-0a1b", "exported", {"accuracy": 0.9333}, "71b22ce8" * 8),
-    ]
-    found = [
-        {"run": name, "state": state, "rounds": 10, "metrics": metrics, "digest": digest}
-        for name, state, metrics, digest in rows
-    ]
-    monkeypatch.setattr("lepton_fed.cli.runs._row", lambda run: run)
-    monkeypatch.setattr("lepton_fed.runs.folder.list_runs", lambda root: found)
-    result = CliRunner().invoke(app, ["runs", "list"], env={"COLUMNS": columns})
-    lines = [line.split() for line in result.stdout.splitlines() if "digits" in line]
-    assert lines == [
-        [rows[0][0], "not", "finished", "10"],
-        [rows[1][0], "exported", "10", "accuracy", "0.933", "71b22ce8"],
-    ]
-    assert all(len(line) <= 80 for line in result.stdout.splitlines())
-    assert len([line for line in result.stdout.splitlines() if line.strip()]) == 5
-
-
 def test_predict_runs_on_a_number_of_threads_that_a_machine_may_have() -> None:
     result = run("predict", "--bundle", "b", "--input", "x.csv", "--threads", "100000")
     assert result.exit_code == 2

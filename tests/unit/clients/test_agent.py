@@ -7,6 +7,7 @@ import json
 import logging
 from dataclasses import replace
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,12 @@ class StandIn:
         if self.error and self.at == "begin":
             raise self.error
         self.begun.append(agreement)
+
+    def budget_left(self):
+        assert self.begun, "begin comes first"
+        if self.error and self.at == "budget":
+            raise self.error
+        return 2.25
 
     def answer(self, site, ask, limit_s):
         assert self.begun, "begin comes first"
@@ -111,6 +118,32 @@ def test_an_allowed_offer_is_agreed_to_and_kept(build, offer, conf):
     assert (reply.agreement, reply.refusal) == (agreement.digest, None)
     assert site.child.begun == [agreement]
     assert kept(conf) == [f"{agreement.digest}.json"]
+
+
+def test_a_site_says_its_version_whether_it_takes_part_or_not(build, offer, conf):
+    assert build().offered(offer()).version == version("lepton-fed")
+    refusal = build(conf=allowing(conf, models=[])).offered(offer())
+    assert (refusal.refusal.code, refusal.version) == ("LF4601", version("lepton-fed"))
+
+
+def test_what_is_left_of_the_budget_leaves_only_if_the_policy_says_so(
+    build, offer, conf, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("lepton_fed"), "propagate", True)
+    caplog.set_level(logging.INFO, "lepton_fed.site")
+    for leaves in ([], ["evaluation", "epsilon", "rows"]):
+        assert build(conf=allowing(conf, leaves=leaves)).offered(offer()).budget_left is None
+    assert "budget" not in caplog.text
+    assert build(conf=allowing(conf, leaves=["budget"])).offered(offer()).budget_left == 2.25
+    assert "budget_left=2.25" in caplog.text
+    refused = build(conf=allowing(conf, leaves=["budget"], models=[])).offered(offer())
+    assert refused.budget_left is None
+
+
+def test_a_child_that_dies_before_it_says_what_is_left_agrees_to_nothing(build, offer, conf):
+    child = StandIn(RunError(Problem("LF5311", "died")), at="budget")
+    reply = build(child, conf=allowing(conf, leaves=["budget"])).offered(offer())
+    assert (reply.agreement, reply.refusal.code) == ("", "LF5311")
 
 
 def test_a_round_is_trained_within_the_policy_s_time_and_leaves_with_a_receipt(build, offer, conf):

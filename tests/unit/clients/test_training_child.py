@@ -18,7 +18,7 @@ import torch
 from lepton_fed.clients.own_rows import OwnRows
 from lepton_fed.clients.site import Site
 from lepton_fed.clients.training_child import TrainingChild
-from lepton_fed.config.schema import Source
+from lepton_fed.config.schema import Budget, Privacy, RecordPrivacy, Source
 from lepton_fed.core.exchange import MODEL
 from lepton_fed.core.task import Column, DataContract
 from lepton_fed.data.dataset import Dataset
@@ -101,6 +101,20 @@ def test_a_child_answers_as_a_site_does_whatever_its_plug_ins_print_and_reads_ro
     child.begin(third)
     assert child.answer("north", ask_for(third), LONG_S).refusal.code == "LF5301"
     assert child.answer("north", ask_for(third), LONG_S).update is not None, "no byte was lost"
+
+
+def test_a_child_says_what_its_open_ledger_has_left_now(conf, child_of):
+    child = child_of(replace(conf, budget=Budget(epsilon=6.0)))
+    plain = agreement_for()
+    child.begin(plain)
+    assert child.budget_left() is None, "no ledger is kept without DP"
+    private = agreement_for("run-2", privacy=Privacy(RecordPrivacy(enabled=True, epsilon=3.0)))
+    child.begin(private)
+    assert child.budget_left() == 6.0
+    reply = child.answer("north", ask_for(private), LONG_S)
+    assert reply.refusal is None
+    child.begin(private)
+    assert child.budget_left() == pytest.approx(6.0 - reply.epsilon)
 
 
 def test_training_that_takes_too_long_is_killed_with_all_it_started(

@@ -244,6 +244,32 @@ def test_a_server_conf_is_judged_like_a_simulation_without_sites() -> None:
     assert _codes(found) == [("LF1021", "strategy.name"), ("LF1053", "signing_key")]
 
 
+@pytest.mark.parametrize("address", ["", "127.0.0.1:9093", "127.8.8.8:1", "'[::1]:9093'"])
+def test_a_monitor_is_on_loopback_or_nowhere(address: str) -> None:
+    assert _found(ServerConf, {"task": {"data": IMAGE}}, (f"monitor={address}",)) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("0.0.0.0:9093", "LF1057"),
+        ("'[::]:9093'", "LF1057"),
+        ("10.0.0.5:9093", "LF1057"),
+        ("fed.example.org:9093", "LF1057"),
+        ("localhost:9093", "LF1057"),
+        ("127.0.0.1.example.org:9093", "LF1057"),
+        ("127.1:9093", "LF1057"),
+        ("'[127.0.0.1]:9093'", "LF1054"),
+        ("127.0.0.1", "LF1054"),
+        ("127.0.0.1:0", "LF1054"),
+        ("127.0.0.1:65536", "LF1054"),
+    ],
+)
+def test_a_monitor_that_others_could_reach_is_refused(address: str, code: str) -> None:
+    found = _found(ServerConf, {"task": {"data": IMAGE}}, (f"monitor={address}",))
+    assert _codes(found) == [(code, "monitor")]
+
+
 def test_a_client_conf_is_judged() -> None:
     overrides = ("name=Site 1", "source.reader=cvs", "device=cuda:x", "task=", "state=' '")
     assert sorted(_codes(_found(ClientConf, {}, overrides))) == [

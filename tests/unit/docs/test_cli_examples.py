@@ -30,6 +30,7 @@ WITH_OTHERS = (
     "receipts",
     "keys accept",
     "runs submit",
+    "runs follow",
 )
 """Commands that need a federation, or print what another page describes."""
 

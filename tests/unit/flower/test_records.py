@@ -9,11 +9,13 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.core.exchange import Ask, OfferReply, Reply, Update
 from lepton_fed.errors import Problem, UpdateRefused
 from lepton_fed.flower.records import (
     ask_to_record,
+    offer_reply_to_record,
     record_to_ask,
+    record_to_offer_reply,
     record_to_reply,
     reply_to_record,
 )
@@ -264,3 +266,42 @@ def test_numbers_are_carried_as_they_are_for_admission_to_judge() -> None:
     assert found.update is not None
     assert math.isnan(found.update.weight)
     assert found.epsilon == math.inf
+
+
+@pytest.mark.parametrize("left", [None, 0.0, 3.25, 1e6])
+def test_what_a_site_says_to_an_offer_comes_back_as_it_was(left: float | None) -> None:
+    said = OfferReply("site-1", "1" * 64, version="0.1.0", budget_left=left)
+    assert record_to_offer_reply("site-1", sent(offer_reply_to_record(said))) == said
+    refused = OfferReply("site-1", refusal=Problem("LF4601", "no", where="site-1"), version="0.1.0")
+    assert record_to_offer_reply("site-1", sent(offer_reply_to_record(refused))) == refused
+
+
+def test_a_site_that_does_not_say_its_version_takes_part() -> None:
+    record = RecordDict({"head": ConfigRecord({"agreement": "1" * 64})})
+    assert record_to_offer_reply("site-1", record) == OfferReply("site-1", "1" * 64)
+
+
+def test_a_version_is_cut_short_and_made_legible() -> None:
+    record = RecordDict({"head": ConfigRecord({"agreement": "", "version": "\x1b[2J" + "9" * 99})})
+    assert record_to_offer_reply("site-1", record).version == "?[2J" + "9" * 28
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("version", 1),
+        ("version", b"0.1.0"),
+        ("budget_left", "3"),
+        ("budget_left", 3),
+        ("budget_left", True),
+        ("budget_left", -0.5),
+        ("budget_left", 1e6 + 1),
+        ("budget_left", math.inf),
+        ("budget_left", math.nan),
+        ("budget_left", [1.0]),
+    ],
+)
+def test_what_no_site_can_say_of_itself_is_refused(field: str, value: Any) -> None:
+    record = RecordDict({"head": ConfigRecord({"agreement": "1" * 64, field: value})})
+    with pytest.raises(UpdateRefused, match="LF4411"):
+        record_to_offer_reply("site-1", record)

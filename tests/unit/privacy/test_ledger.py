@@ -52,11 +52,19 @@ def test_a_new_ledger_has_spent_nothing_and_is_the_owner_s_alone(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_a_budget_that_was_made_smaller_than_what_is_spent_has_nothing_left(path):
+    charge(path)
+    ledger = opened(path, epsilon=0.01)
+    assert (ledger.left, ledger.spent > 0.01) == (0.0, True)
+    ledger.close()
+
+
 def test_each_charge_says_what_is_spent_once_it_has_run(path):
     ledger = opened(path)
     costs = [ledger.charge(EVENT, {**ABOUT, "round": number}) for number in (1, 2, 3)]
     assert costs == [epsilon_of([EVENT] * n, DELTA) for n in (1, 2, 3)]
     assert ledger.spent == costs[-1]
+    assert ledger.left == 8.0 - costs[-1]
     assert ledger.delta == DELTA
     ledger.close()
 

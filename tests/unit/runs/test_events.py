@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.errors import Refused, RunError
 from lepton_fed.runs import files
-from lepton_fed.runs.events import Event, EventLog, read_events
+from lepton_fed.runs.events import Event, EventLog, GrowingLog, is_written, read_events
 
 FIELDS = [{"round": r, "sites": ["a", "ä\n"], "why": 'no "rows"\r\n\u2028'} for r in range(5)]
 
@@ -374,9 +377,100 @@ def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    for action in (read_events, EventLog):
+    for action in (read_events, is_written, lambda path: GrowingLog(path).take()):
         found = refusal(lambda action=action: action(tmp_path))  # type: ignore[misc]
         assert found == f"LF5210 {tmp_path}: this cannot be read: Is a directory"
+
+
+def test_a_log_has_one_writer_and_says_whether_it_has_one(path: Path) -> None:
+    assert not is_written(path)
+    log = EventLog(path)
+    assert is_written(path)
+    assert refusal(lambda: EventLog(path)).startswith(f"LF5220 {path}: another process writes")
+    log.emit("run.resumed", round=4)
+    log.close()
+    assert not is_written(path)
+    EventLog(path).close()
+    assert len(read_events(path, log.head)) == 6
+
+
+def test_a_log_that_is_refused_is_let_go_of(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"round":2', b'"round":9'))
+    with pytest.raises(Refused, match="LF4301"):
+        EventLog(path)
+    assert not is_written(path)
+
+
+def test_the_lock_goes_with_its_process(path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path;"
+        "from lepton_fed.runs.events import EventLog;"
+        "log = EventLog(Path(sys.argv[1])); print('open', flush=True); signal.pause()"
+    )
+    writer: Any = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    with writer:
+        assert writer.stdout.readline() == "open\n"
+        assert is_written(path)
+        writer.kill()
+    assert not is_written(path)
+
+
+def test_who_asks_whether_a_log_is_written_does_not_keep_its_writer_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = path.open("rb")
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        asking.close()
+
+    monkeypatch.setattr("lepton_fed.runs.events.time.sleep", nap)
+    EventLog(path).close()
+    assert len(naps) == 1
+
+
+def test_nobody_writes_a_log_that_is_not_there(tmp_path: Path) -> None:
+    assert not is_written(tmp_path / "events.jsonl")
+    assert GrowingLog(tmp_path / "events.jsonl").take() == []
+
+
+def test_a_growing_log_is_read_a_piece_at_a_time_and_half_a_line_waits(path: Path) -> None:
+    content = path.read_bytes()
+    ends = [number for number, byte in enumerate(content, start=1) if byte == ord("\n")]
+    growing = path.with_name("growing.jsonl")
+    reader, found, calls = GrowingLog(growing), [], 0
+    for size in range(0, len(content) + 1, 7):
+        growing.write_bytes(content[:size])
+        new = reader.take()
+        calls += 1
+        assert len(found) + len(new) == sum(end <= size for end in ends)
+        found += new
+    growing.write_bytes(content)
+    assert [*found, *reader.take()] == read_events(path)
+    assert calls > 100
+
+
+def test_a_growing_log_that_is_changed_is_refused_with_its_line(path: Path) -> None:
+    content = path.read_bytes()
+    first, second, third = content.splitlines(keepends=True)[:3]
+    growing = path.with_name("growing.jsonl")
+    reader = GrowingLog(growing)
+    growing.write_bytes(first + second)
+    assert len(reader.take()) == 2
+    growing.write_bytes(first + second + second)
+    with pytest.raises(Refused, match="LF4301") as caught:
+        reader.take()
+    assert caught.value.problems[0].where == f"{growing}:3"
+    growing.write_bytes(first)
+    with pytest.raises(Refused, match="LF4301"):
+        reader.take()
+    growing.write_bytes(first + second + third)
+    assert [event["round"] for event in reader.take()] == [2]
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), b"bytes"])

@@ -76,6 +76,14 @@ def test_when_all_have_agreed_nobody_is_waited_for(world: World) -> None:
     assert world.line.offered == ["a", "b", "c"]
 
 
+def test_what_a_site_says_of_itself_is_written_down_when_it_agrees(world: World) -> None:
+    said = OfferReply("b", AGREEMENT.digest, version="0.1.0", budget_left=2.5)
+    world.line.says["b"] = lambda: said
+    world.federation().gather()
+    found = {e["site"]: (e["version"], e["budget_left"]) for e in world.events("site.agreed")}
+    assert found == {"a": ("", None), "b": ("0.1.0", 2.5), "c": ("", None)}
+
+
 def test_a_late_site_is_waited_for_and_then_the_quorum_goes_on(world: World) -> None:
     world.line.online = lambda: ["a", "b"]
     sites = world.federation()
