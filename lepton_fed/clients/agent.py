@@ -234,7 +234,7 @@ def _public(problems: Sequence[Problem]) -> Problem:
 _SAYABLE = frozenset(
     {
         *(f"LF46{number:02d}" for number in range(1, 11)),
-        *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310"),
+        *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310", "LF5314"),
     }
 )
 _KINDS = (
@@ -244,5 +244,7 @@ _KINDS = (
     ("LF4201", "the data set's budget does not allow this"),
     ("LF4508", "the run has cost the epsilon that was agreed to"),
     ("LF4207", "the data set's budget does not allow this run"),
+    ("LF4202", "the site cannot write its ledger; its disk may be full"),
+    ("LF5209", "the site cannot write its records; its disk may be full"),
     ("LF5311", "training failed at the site"),
 )

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import re
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["ConnectionNews", "why_unreachable"]
+from lepton_fed.clients.first_contact import reach
+from lepton_fed.errors import RunError
+from lepton_fed.flower.supernode import REFUSED_SIGNATURE
+
+__all__ = ["ConnectionNews", "why_refused", "why_unreachable"]
 
 _PROBE_S = 5.0
 _MOST_READ = 1024 * 1024
+_ODD = 3  # so often it answers us, and still the SuperNode cannot connect
 _SAID = (  # the SuperNode's words, in the order in which a line is held against them
-    ("SSL/TLS handshake error", "tls"),
+    ("SSL/TLS handshake error", "down"),
     ("Connection attempt failed", "down"),
     ("Failed to activate SuperNode", "twice"),
+    (REFUSED_SIGNATURE, "refused"),
     ("Connection successful", "up"),
     ("SuperNode ID:", "up"),
 )
+
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception): ")
 
 _log = logging.getLogger("lepton_fed.site")
 
@@ -30,14 +38,20 @@ class ConnectionNews:
         path: The log.
         address: Address and port of the coordinator.
         why: Tells why the coordinator cannot be reached; empty when it can.
+        refused: Tells what may be the reason when it refuses the site's signature.
     """
 
-    def __init__(self, path: Path, address: str, why: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self, path: Path, address: str, why: Callable[[], str], refused: Callable[[], str]
+    ) -> None:
         self._path = path
         self._address = address
-        self._why = why or why_unreachable
+        self._why = why
+        self._refused = refused
         self._offset = 0
         self._last = ""
+        self._odd = 0
+        self._error = ""
 
     def look(self) -> None:
         """Read what is new in the log; never raises."""
@@ -54,45 +68,82 @@ class ConnectionNews:
             whole = content  # no line is that long
         self._offset += len(whole)
         for line in whole.decode(errors="replace").splitlines():
+            self._error = line if _ERROR.match(line) else self._error
             state = next((state for words, state in _SAID if words in line), "")
-            if state and state != self._last and not (state == "down" and self._last == "tls"):
-                self._last = state
+            if state and state != self._last:
                 self._say(state)
 
+    def ended(self) -> str:
+        """Take note that the SuperNode ended: its coming back is news.
+
+        Returns:
+            The exception that it ended of, as its log told it; empty when it told of none.
+        """
+        error, self._error = self._error, ""
+        if self._last == "up":
+            self._last = ""
+        return error
+
     def _say(self, state: str) -> None:
+        why = ""
+        if state == "down":
+            why = self._why()
+            self._odd = 0 if why else self._odd + 1
+            if not why and self._odd < _ODD:
+                return  # it came up between the SuperNode's look and ours
+            why = why or "the coordinator answers, but not the SuperNode; supernode.log says more"
+        self._last, self._odd = state, 0
         if state == "up":
             _log.info("connection.up connected to the coordinator at %s", self._address)
-        elif state == "tls":
+        elif state == "down":
+            _log.error("connection.failed %s (%s); trying on", why, self._address)
+        elif state == "refused":
             _log.error(
-                "connection.failed the coordinator at %s does not show a certificate of the "
-                "authority in `ca`; ask for its ca.crt, and look at this machine's clock",
+                "connection.refused the coordinator at %s does not accept this site's signature: "
+                "%s; trying on",
                 self._address,
+                self._refused(),
             )
-        elif state == "twice":
+        else:
             _log.warning(
                 "connection.refused the coordinator at %s did not let this site in: its roster "
                 "lacks the site's node key, or it takes the site for connected still, which ends "
-                "within a minute",
+                "within half a minute; trying on",
                 self._address,
-            )
-        else:
-            reason = self._why(self._address) or "it does not answer as a coordinator does"
-            _log.error(
-                "connection.failed cannot reach the coordinator at %s: %s; trying on",
-                self._address,
-                reason,
             )
 
 
-def why_unreachable(address: str) -> str:
-    """Return why nothing answers at an address; empty when something does.
+def why_unreachable(address: str, ca: Path) -> str:
+    """Return why the coordinator cannot be reached; empty when it can.
 
     Args:
         address: Host and port, ``fed.example.org:9092`` or ``[::1]:9092``.
+        ca: Certificate of the authority that must have signed the coordinator's, PEM.
     """
-    host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S):
-            return ""
-    except OSError as error:
-        return error.strerror or str(error) or type(error).__name__
+        reach(address, ca, wait_s=_PROBE_S)
+    except RunError as error:
+        return _in_words(error)
+    return ""
+
+
+def why_refused(address: str, ca: Path) -> str:
+    """Return why the coordinator may refuse a signature: clocks first, then keys.
+
+    Args:
+        address: Host and port of the coordinator.
+        ca: Certificate of the authority that must have signed the coordinator's, PEM.
+    """
+    try:
+        reach(address, ca, wait_s=_PROBE_S).check_clock()
+    except RunError as error:
+        return _in_words(error)
+    return (
+        "it was set up anew and lets the sites in again, or its roster lacks the site's node key; "
+        "the clocks agree"
+    )
+
+
+def _in_words(error: RunError) -> str:
+    problem = error.problems[0]
+    return f"{problem.what}; {problem.remedy}" if problem.remedy else problem.what

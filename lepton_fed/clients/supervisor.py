@@ -1,8 +1,9 @@
 """A site as a service: one outgoing connection, kept up; a worker; a child that trains.
 
 The SuperNode is a process of its own and is started again whenever it ends, whatever its exit code:
-it ends with 0 when the coordinator was restarted without its memory, and cannot come back within a
-minute of a kill, while the coordinator still takes it for alive.
+it ends with 0 when the coordinator was restarted without its memory, and after a kill it is let in
+again only once the coordinator no longer takes it for alive, some 20 s later. One that hangs is
+ended.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lepton_fed.clients.agent import Agent
-from lepton_fed.clients.connection import ConnectionNews
+from lepton_fed.clients.connection import ConnectionNews, why_refused, why_unreachable
+from lepton_fed.clients.stall import StallWatch
 from lepton_fed.config.schema import ClientConf
+from lepton_fed.core.exchange import legible
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.flower.supernode import supernode_command, supernode_environment
 from lepton_fed.flower.worker import serve
@@ -32,10 +35,13 @@ from lepton_fed.runs.files import writing
 
 __all__ = ["Keeper", "run_site"]
 
-_BACK_OFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+# Short for the first minute: a killed SuperNode is refused for some 20 s and then let in at once.
+_BACK_OFF_S = (1.0, *[2.0] * 8, *[5.0] * 4, 10.0, 30.0)
 _WELL_S = 120.0
 _STOP_S = 4.0
 _LOOK_S = 0.5
+_LOOKS_A_SECOND = 2
+_HUNG_LOOKS = 60
 _LARGEST_LOG = 16 * 1024 * 1024
 _SECRET_BYTES = 32
 
@@ -43,7 +49,11 @@ _log = logging.getLogger("lepton_fed.site")
 
 
 class Child(Protocol):
-    """A process that was started."""
+    """A process that was started, at the head of a process group."""
+
+    @property
+    def pid(self) -> int:
+        """Return its number."""
 
     def poll(self) -> int | None:
         """Return its exit code; None while it runs."""
@@ -65,8 +75,10 @@ class Keeper(threading.Thread):
         start: Starts it.
         stop: Set to end it and this thread.
         look: Called again and again while it runs, and once when it has ended.
+        ended: Called when it ended; tells of which exception, for the log.
         clock: Tells seconds that never go back.
         wait: Waits so many seconds, or until stop is set.
+        watch: From its process group and a number of looks to what tells that it hangs.
     """
 
     def __init__(
@@ -74,13 +86,17 @@ class Keeper(threading.Thread):
         start: Callable[[], Child],
         stop: threading.Event,
         look: Callable[[], None] = lambda: None,
+        ended: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[float], bool] | None = None,
+        watch: Callable[[int, int], StallWatch] = StallWatch,
     ) -> None:
         super().__init__(daemon=True)
         self._start_child = start
         self._stopping = stop
         self._look = look
+        self._ended = ended
+        self._watch = watch
         self._clock = clock
         self._pause = wait or stop.wait
 
@@ -94,9 +110,8 @@ class Keeper(threading.Thread):
             except (OSError, LeptonError) as error:  # no memory, no disk: it may be better later
                 _log.error("connection.failed it cannot be started: %s", error)
                 child = None
-            while child and child.poll() is None and not self._stopping.is_set():
-                self._pause(_LOOK_S)
-                self._look()
+            if child:
+                self._follow(child)
             self._look()
             if self._stopping.is_set():
                 if child:
@@ -105,8 +120,27 @@ class Keeper(threading.Thread):
             failures = 0 if self._clock() - started >= _WELL_S else failures + 1
             delay = _BACK_OFF_S[min(failures, len(_BACK_OFF_S)) - 1] if failures else 1.0
             status = child.poll() if child else None
-            _log.warning("connection.ended status=%s; started again in %g s", status, delay)
+            why = legible(self._ended(), 200)
+            _log.warning(
+                "connection.ended status=%s%s; started again in %g s",
+                status,
+                f": {why}" if why else "",
+                delay,
+            )
             self._pause(delay)
+
+    def _follow(self, child: Child) -> None:
+        """Look after it until it has ended or is to end; end one that hangs."""
+        watch = self._watch(child.pid, _HUNG_LOOKS)
+        looks = 0
+        while child.poll() is None and not self._stopping.is_set():
+            self._pause(_LOOK_S)
+            self._look()
+            looks += 1
+            if looks % _LOOKS_A_SECOND == 0 and watch.hung():
+                _log.error("connection.hung it used no CPU time for a minute, and is ended")
+                child.kill()
+                child.wait()
 
 
 def _end(child: Child) -> None:
@@ -138,8 +172,14 @@ def run_site(conf: ClientConf, stop: threading.Event) -> None:
         secret = _new_secret(state / "supernode.secret")
         _keep_one_older(state / "supernode.log", 0)
         port = _free_port()
-        news = ConnectionNews(state / "supernode.log", conf.coordinator)
-        keeper = Keeper(lambda: _supernode(conf, state, port), stop, news.look)
+        ca = Path(conf.ca)
+        news = ConnectionNews(
+            state / "supernode.log",
+            conf.coordinator,
+            lambda: why_unreachable(conf.coordinator, ca),
+            lambda: why_refused(conf.coordinator, ca),
+        )
+        keeper = Keeper(lambda: _supernode(conf, state, port), stop, news.look, news.ended)
         failure: list[BaseException] = []
 
         def work() -> None:

@@ -1,4 +1,8 @@
-"""The worker's hold on the training child: ask, wait so long and no longer, kill, start again."""
+"""The worker's hold on the training child: ask, wait so long and no longer, kill, start again.
+
+A child that hangs is killed long before its time is up: the SuperNode takes no other message while
+it waits for an answer, so that the site would be lost to the federation until then.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from lepton_fed.clients.frames import Arrays, read_frame, write_frame
+from lepton_fed.clients.stall import StallWatch
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.digests import plain
@@ -25,6 +30,12 @@ __all__ = ["TrainingChild"]
 
 _BEGIN_S = 900.0
 _CLOSE_S = 5.0
+_LOOK_S = 1.0
+_HUNG_LOOKS = 60
+_HUNG_LOOKS_READING = 300  # a reader may wait for somebody's database
+
+_LEDGER_FAILED = "LF4202"
+"""A ledger that could not be written takes no charge until it is opened again: by a new child."""
 
 _log = logging.getLogger("lepton_fed.site")
 
@@ -35,10 +46,17 @@ class TrainingChild:
     Args:
         conf: The site's conf.
         command: Starts it; another in tests.
+        watch: From its process group and a number of looks to what tells that it hangs.
     """
 
-    def __init__(self, conf: ClientConf, command: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        conf: ClientConf,
+        command: list[str] | None = None,
+        watch: Callable[[int, int], StallWatch] = StallWatch,
+    ) -> None:
         self._conf = conf
+        self._watch = watch
         self._command = command or [sys.executable, "-m", "lepton_fed.clients.trainer"]
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = ""
@@ -53,12 +71,14 @@ class TrainingChild:
 
         Raises:
             LeptonError: Data, model, privacy or budget do not allow it.
-            RunError: LF5310, the child took too long; LF5311, it died.
+            RunError: LF5310, the child took too long; LF5311, it died; LF5314, it hung.
         """
         if self._ready == agreement.digest and self._alive():
             return
         self._ready = ""
-        head, _ = self._ask({"do": "begin", "agreement": plain(agreement)}, {}, _BEGIN_S)
+        head, _ = self._ask(
+            {"do": "begin", "agreement": plain(agreement)}, {}, _BEGIN_S, _HUNG_LOOKS_READING
+        )
         if "problems" in head:
             raise Refused([Problem(**problem) for problem in head["problems"]])
         self._ready = agreement.digest
@@ -86,7 +106,7 @@ class TrainingChild:
 
         Raises:
             RunError: LF5310, it took too long and was killed; LF5311, it died; LF5313, it was
-                closed.
+                closed; LF5314, it hung and was killed.
         """
         fields: dict[str, Any] = {
             "agreement": ask.agreement,
@@ -96,7 +116,7 @@ class TrainingChild:
             "evaluate": ask.evaluate,
             "limit_s": ask.limit_s,
         }
-        head, arrays = self._ask({"do": "answer", "ask": fields}, ask.vectors, limit_s)
+        head, arrays = self._ask({"do": "answer", "ask": fields}, ask.vectors, limit_s, _HUNG_LOOKS)
         update = None
         if head["update"] is not None:
             vectors = {
@@ -106,11 +126,14 @@ class TrainingChild:
             }
             said = head["update"]
             update = Update(said["layout"], vectors, said["weight"], said["norms"])
+        refusal = Problem(**head["refusal"]) if head["refusal"] else None
+        if refusal is not None and refusal.code == _LEDGER_FAILED:
+            self._drop()
         return Reply(
             site,
             update=update,
             counts=arrays["counts"] if head["counts"] else None,
-            refusal=Problem(**head["refusal"]) if head["refusal"] else None,
+            refusal=refusal,
             epsilon=head["epsilon"],
             noise_multiplier=head["noise_multiplier"],
             again=head["again"],
@@ -142,14 +165,14 @@ class TrainingChild:
         return self._process is not None and self._process.poll() is None
 
     def _ask(
-        self, head: Mapping[str, Any], arrays: Arrays, limit_s: float
+        self, head: Mapping[str, Any], arrays: Arrays, limit_s: float, looks: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         self._busy = True
         try:
             if not self._alive():
                 self._drop()
                 self._start()
-            return self._exchange(head, arrays, limit_s)
+            return self._exchange(head, arrays, limit_s, looks)
         finally:
             self._busy = False
 
@@ -163,10 +186,10 @@ class TrainingChild:
         )
         if self._closed:  # meanwhile
             _kill(self._process)
-        self._exchange({"do": "open", "conf": plain(self._conf)}, {}, _BEGIN_S)
+        self._exchange({"do": "open", "conf": plain(self._conf)}, {}, _BEGIN_S, _HUNG_LOOKS_READING)
 
     def _exchange(
-        self, head: Mapping[str, Any], arrays: Arrays, limit_s: float
+        self, head: Mapping[str, Any], arrays: Arrays, limit_s: float, looks: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Write and read in a thread, so that neither a full pipe nor silence can hold us."""
         process = self._process
@@ -182,15 +205,13 @@ class TrainingChild:
 
         thread = threading.Thread(target=converse, daemon=True)
         thread.start()
-        thread.join(min(limit_s, threading.TIMEOUT_MAX))
-        if thread.is_alive():
+        problem = self._wait(thread, limit_s, self._watch(process.pid, looks))
+        if problem is not None:
             _kill(process)
             thread.join(_CLOSE_S)
             self._drop()
-            raise RunError(
-                Problem("LF5310", f"training took longer than {limit_s:g} s and was ended",
-                        key="policy.seconds_per_round")
-            )  # fmt: skip
+            _log.error("trainer.killed %s", problem.what)
+            raise RunError(problem)
         if not answer:
             _kill(process)
             status = process.returncode
@@ -202,6 +223,30 @@ class TrainingChild:
             )  # fmt: skip
         return answer[0]  # type: ignore[no-any-return]
 
+    def _wait(self, thread: threading.Thread, limit_s: float, watch: StallWatch) -> Problem | None:
+        """Wait for the child's answer; return why there will be none, None when it came.
+
+        Time is counted in looks, so that a machine that slept does not count.
+        """
+        waited = 0.0
+        while waited < limit_s:
+            step = min(_LOOK_S, limit_s - waited)
+            thread.join(step)
+            if not thread.is_alive():
+                return None
+            waited += step
+            if watch.hung():
+                return Problem(
+                    "LF5314",
+                    "training hung: it used no CPU time any more, and was ended",
+                    remedy="the site's log says more; look at its disks and GPUs",
+                )
+        return Problem(
+            "LF5310",
+            f"training took longer than {limit_s:g} s and was ended",
+            key="policy.seconds_per_round",
+        )
+
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[Any, Any]:
     return process.stdin, process.stdout
@@ -210,4 +255,5 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[Any, Any]:
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk ends with the wait
+        process.wait(_CLOSE_S)

@@ -6,6 +6,9 @@ flwr changes them.
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 import threading
 import time
 import types
@@ -64,11 +67,14 @@ __all__ = [
     "SecretHeader",
     "SiteTask",
     "acquire_site_task",
+    "cap_retry_waits",
     "cap_supernode_polls",
     "control_client",
     "drop_messages_of_ended_runs",
+    "end_with_the_heartbeat",
     "executor_client",
     "finish_server_task",
+    "hasten_heartbeats",
     "hasten_pulls",
     "register_node",
     "registered_nodes",
@@ -78,6 +84,7 @@ __all__ = [
     "start_run",
     "superlink_app",
     "take_server_task",
+    "tell_refused_signatures",
     "unregister_node",
 ]
 
@@ -380,6 +387,69 @@ def drop_messages_of_ended_runs() -> None:
             raise InterruptedError("its run has ended") from error
 
     vars(start_client_internal)["pull_objects"] = pull_or_fail
+
+
+def hasten_heartbeats(interval_s: int) -> None:
+    """Let the SuperNode of this process promise a heartbeat this often (stock: 30 s, least: 10 s).
+
+    The SuperLink takes a SuperNode for online until twice that has passed without one, and refuses
+    to let the same node in again meanwhile: so long is a killed one lost at least.
+    """
+    from flwr.supercore import heartbeat
+    from flwr.supernode import fleet_http_connection
+
+    vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = interval_s
+    vars(fleet_http_connection)["HEARTBEAT_DEFAULT_INTERVAL"] = interval_s
+
+
+def cap_retry_waits(seconds: int) -> None:
+    """Let the SuperNode of this process try the coordinator at least this often (stock: 20 s)."""
+    from flwr.supercore import heartbeat
+    from flwr.supercore.retry import exponential, http_retry
+
+    vars(http_retry)["MAX_RETRY_DELAY"] = seconds
+    vars(heartbeat)["exponential"] = lambda max_delay: exponential(
+        max_delay=min(max_delay, seconds)
+    )
+
+
+def end_with_the_heartbeat() -> None:
+    """End the SuperNode of this process when its heartbeat ends of an error.
+
+    Stock goes on without: the SuperLink then takes it for offline, and nobody asks it any more.
+    """
+    from flwr.supercore import log
+    from flwr.supercore.heartbeat import HeartbeatSender
+
+    beat = HeartbeatSender._run
+
+    def run(self: HeartbeatSender) -> None:
+        try:
+            beat(self)
+        except Exception as error:  # noqa: BLE001 - whatever it was, a new process starts afresh
+            log(logging.ERROR, "The heartbeat ended: %s", error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    HeartbeatSender._run = run  # type: ignore[method-assign]
+
+
+def tell_refused_signatures(words: str) -> None:
+    """Say so in the SuperNode's log when its signature was refused; stock ends without a word."""
+    from flwr.supercore import log
+    from flwr.supernode import fleet_http_connection
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    class Telling(NodeAuthHttpInterceptor):
+        """Signs, and looks at the answer."""
+
+        def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> Any:
+            """Sign and go on."""
+            response = super().intercept(context, call_next)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                log(logging.ERROR, words)
+            return response
+
+    vars(fleet_http_connection)["NodeAuthHttpInterceptor"] = Telling
 
 
 def run_supernode() -> None:

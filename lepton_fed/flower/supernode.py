@@ -2,7 +2,8 @@
 
 ``python -m lepton_fed.flower.supernode`` is ``flower-supernode`` in process isolation, which only
 queues what the coordinator sends for whoever has the secret of its loopback Runtime API. It looks
-for messages more often than stock, and ends when its parent does.
+for messages more often than stock, shows more often that it is there, waits less long for a
+coordinator that is away, and ends when its parent does.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ import threading
 import time
 from pathlib import Path
 
-__all__ = ["main", "supernode_command", "supernode_environment"]
+__all__ = ["REFUSED_SIGNATURE", "main", "supernode_command", "supernode_environment"]
+
+REFUSED_SIGNATURE = "The coordinator refused the signature"
+"""What its log says then; Flower's own ends without a word."""
 
 _POLL_S = 0.1
+_HEARTBEAT_S = 10  # the SuperLink takes no less
+_RETRY_S = 5
 _WATCH_S = 0.5
 _PARENT = "LEPTON_FED_PARENT"
 
@@ -63,17 +69,16 @@ def main() -> None:
     parent = int(os.environ.get(_PARENT, os.getppid()))
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     os.environ["FLWR_LOG_LEVEL"] = "INFO"  # its log is a file of its own
-    from lepton_fed.flower.compat import (
-        cap_supernode_polls,
-        drop_messages_of_ended_runs,
-        hasten_pulls,
-        run_supernode,
-    )
+    from lepton_fed.flower import compat
 
-    hasten_pulls()
-    drop_messages_of_ended_runs()
-    cap_supernode_polls(_POLL_S)
-    run_supernode()
+    compat.hasten_pulls()
+    compat.drop_messages_of_ended_runs()
+    compat.cap_supernode_polls(_POLL_S)
+    compat.hasten_heartbeats(_HEARTBEAT_S)
+    compat.cap_retry_waits(_RETRY_S)
+    compat.end_with_the_heartbeat()
+    compat.tell_refused_signatures(REFUSED_SIGNATURE)
+    compat.run_supernode()
 
 
 def _watch(parent: int) -> None:

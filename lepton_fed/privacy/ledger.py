@@ -172,7 +172,7 @@ class Ledger:
     def _unwritable(self, why: str) -> Refused:
         return Refused(
             Problem("LF4202", f"the ledger cannot be written: {why}",
-                    where=str(self._path), remedy="free disk space, then restart the site")
+                    where=str(self._path), remedy="free disk space; the next round tries again")
         )  # fmt: skip
 
     def _lock(self) -> None:

@@ -16,10 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from lepton_fed.clients import supervisor
-from lepton_fed.clients.connection import ConnectionNews, why_unreachable
+from lepton_fed.clients import connection, supervisor
+from lepton_fed.clients.connection import ConnectionNews, why_refused, why_unreachable
+from lepton_fed.clients.first_contact import Contact
 from lepton_fed.clients.supervisor import Keeper, run_site
 from lepton_fed.errors import Refused
+from lepton_fed.flower.supernode import REFUSED_SIGNATURE
+from lepton_fed.identity.certificates import make_certificates
 
 SLEEPER = [
     sys.executable,
@@ -37,15 +40,21 @@ DEAF = [
 class StandIn:
     """A process that lives for so many seconds of a clock."""
 
+    pid = 1
+
     def __init__(self, clock, life_s):
         self.clock, self.end = clock, clock.now + life_s
-        self.ended = False
+        self.ended = self.killed = False
 
     def poll(self):
         return 0 if self.clock.now >= self.end else None
 
     def terminate(self):
         self.ended = True
+
+    def kill(self):
+        self.killed = True
+        self.end = self.clock.now
 
     def wait(self, timeout=None):
         return 0
@@ -66,7 +75,19 @@ class Clock:
         return self.stop.is_set()
 
 
-def starts(lives, stop_at):
+class Looks:
+    """Takes a process for hung after so many looks; never with None."""
+
+    def __init__(self, looks):
+        self.left = looks
+
+    def hung(self):
+        if self.left is not None:
+            self.left -= 1
+        return self.left == 0
+
+
+def starts(lives, stop_at, hung_after=None):
     """Return when processes with these lives are started, and the clock."""
     clock = Clock(stop_at)
     started = []
@@ -78,32 +99,67 @@ def starts(lives, stop_at):
             raise life
         return StandIn(clock, life)
 
-    Keeper(start, clock.stop, clock=lambda: clock.now, wait=clock.wait).run()
+    Keeper(
+        start,
+        clock.stop,
+        clock=lambda: clock.now,
+        wait=clock.wait,
+        watch=lambda group, looks: Looks(hung_after),
+    ).run()
     return started, clock
 
 
 def test_a_connection_that_ends_at_once_is_tried_again_after_longer_and_longer_waits():
     started, _ = starts([0], 300)
     waits = [later - earlier for earlier, later in itertools.pairwise(started)]
-    assert waits == [1, 2, 5, 10, 30, 60, 60, 60, 60]
+    assert waits == [1, *[2] * 8, *[5] * 4, 10, *[30] * 8]
+    soon = [when for when in started if when <= 40]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(soon)]
+    assert max(gaps) <= 5, "a killed one is let in again within half a minute"
 
 
 def test_one_that_lived_well_is_tried_again_at_once():
     started, _ = starts([0, 0, 0, 200, 0], 260)
-    assert started[:5] == [0, 1, 3, 8, 209]
-    assert started[5] == 210, "the waits begin anew"
+    assert started[:5] == [0, 1, 3, 5, 206]
+    assert started[5] == 207, "the waits begin anew"
 
 
 def test_a_connection_that_cannot_be_started_is_tried_again(caplog):
     started, _ = starts([OSError(12, "Cannot allocate memory"), 0], 6)
-    assert started == [0, 1, 3]
+    assert started == [0, 1, 3, 5]
     assert "Cannot allocate memory" in caplog.text
+
+
+def test_one_that_hangs_is_killed_and_started_again(caplog):
+    started, _ = starts([1e9], 61, hung_after=30)
+    assert started == [0, 31]
+    assert "connection.hung" in caplog.text
+
+
+def test_what_it_ended_of_is_said(caplog):
+    clock = Clock(3)
+    errors = iter(["ModuleNotFoundError: No module named 'flwr'", ""])
+    Keeper(
+        lambda: StandIn(clock, 0),
+        clock.stop,
+        ended=lambda: next(errors, ""),
+        clock=lambda: clock.now,
+        wait=clock.wait,
+    ).run()
+    assert "status=0: ModuleNotFoundError: No module named 'flwr'; started again" in caplog.text
+    assert "status=0; started again in 2 s" in caplog.text
 
 
 def test_one_that_is_told_to_stop_ends_its_process():
     clock = Clock(5)
     child = StandIn(clock, 1e9)
-    Keeper(lambda: child, clock.stop, clock=lambda: clock.now, wait=clock.wait).run()
+    Keeper(
+        lambda: child,
+        clock.stop,
+        clock=lambda: clock.now,
+        wait=clock.wait,
+        watch=lambda group, looks: Looks(None),
+    ).run()
     assert child.ended
 
 
@@ -270,38 +326,109 @@ def test_the_log_of_the_last_life_is_kept_beside_the_new_one(service, conf):
     assert "earlier" not in log_of(conf)
 
 
-def test_news_of_the_connection_are_told_once_and_in_plain_words(tmp_path, caplog):
-    log = tmp_path / "supernode.log"
-    news = ConnectionNews(log, "fed.example.org:9092", lambda address: "Connection refused")
-    news.look()  # there is no log yet
-    failed = "WARNING : Connection attempt failed, retrying in 1.21 seconds\n"
-    with caplog.at_level(logging.INFO, "lepton_fed.site"):
-        log.write_text(failed * 3 + "INFO : Connection succ")
-        news.look()
-        assert len(caplog.messages) == 1
-        expected = "cannot reach the coordinator at fed.example.org:9092: Connection refused"
-        assert expected in caplog.messages[0]
-        with log.open("a") as file:
-            file.write("essful after 3.00 seconds and 3 tries.\nINFO : SuperNode ID: 5\n")
-        news.look()
-        assert len(caplog.messages) == 2
-        assert "connected to the coordinator at fed.example.org:9092" in caplog.messages[1]
-        news.look()
-        with log.open("a") as file:
-            file.write("ERROR : SSL/TLS handshake error detected.\n" + failed)
-        news.look()
-        assert len(caplog.messages) == 3
-        assert "ca.crt" in caplog.messages[2]
-        log.write_text("ERROR: Failed to activate SuperNode.\n")  # a new log
-        news.look()
-        assert "roster" in caplog.messages[3]
+FAILED = "WARNING : Connection attempt failed, retrying in 1.21 seconds\n"
+REFUSED = f"ERROR : {REFUSED_SIGNATURE}\n"
 
 
-def test_why_a_coordinator_cannot_be_reached_is_said():
+class News:
+    """The news of a connection, with a log that a test writes."""
+
+    def __init__(self, folder, caplog):
+        self.log = folder / "supernode.log"
+        self.reason, self.clocks, self.caplog = (
+            "Connection refused",
+            "the clock is 600 s ahead",
+            caplog,
+        )
+        caplog.set_level(logging.INFO, "lepton_fed.site")
+        self.news = ConnectionNews(
+            self.log, "fed.example.org:9092", lambda: self.reason, lambda: self.clocks
+        )
+
+    def after(self, content):
+        """Write to the log and return what is said then."""
+        self.caplog.clear()
+        with self.log.open("a") as file:
+            file.write(content)
+        self.news.look()
+        return self.caplog.messages
+
+
+@pytest.fixture
+def news(tmp_path, caplog):
+    return News(tmp_path, caplog)
+
+
+def test_news_of_the_connection_are_told_once_and_in_plain_words(news):
+    news.news.look()  # there is no log yet
+    (said,) = news.after(FAILED * 3 + "INFO : Connection succ")
+    assert said == "connection.failed Connection refused (fed.example.org:9092); trying on"
+    (said,) = news.after("essful after 3.00 seconds and 3 tries.\nINFO : SuperNode ID: 5\n")
+    assert "connected to the coordinator at fed.example.org:9092" in said
+    assert news.after("") == []
+    (said,) = news.after("ERROR : SSL/TLS handshake error detected.\n" + FAILED)
+    assert "connection.failed Connection refused" in said
+    news.log.write_text("")
+    (said,) = news.after("ERROR: Failed to activate SuperNode.\n")  # a new log
+    assert "roster" in said
+
+
+def test_a_site_that_was_there_before_its_coordinator_says_nothing_that_is_not_so(news):
+    news.reason = ""  # when we look, it is there
+    assert news.after(FAILED) == []
+    (said,) = news.after("INFO : SuperNode ID: 5\n")
+    assert "connection.up" in said
+
+
+def test_coming_back_is_news_after_an_end(news):
+    up = "INFO : SuperNode ID: 5\n"
+    assert len(news.after(up)) == 1
+    assert news.after(up) == []
+    news.news.ended()
+    assert len(news.after(up)) == 1
+
+
+def test_a_coordinator_that_answers_us_and_never_the_supernode_is_told_of(news):
+    news.reason = ""
+    assert news.after(FAILED * 2) == []
+    (said,) = news.after(FAILED)
+    assert "supernode.log" in said
+
+
+def test_a_refused_signature_is_told_of_with_the_clocks(news):
+    (said,) = news.after(REFUSED * 3)
+    assert said == (
+        "connection.refused the coordinator at fed.example.org:9092 does not accept this site's "
+        "signature: the clock is 600 s ahead; trying on"
+    )
+
+
+def test_the_exception_that_a_supernode_ended_of_is_told_once(news):
+    news.after("Traceback\nModuleNotFoundError: No module named 'flwr'\nINFO : bye\n")
+    assert news.news.ended() == "ModuleNotFoundError: No module named 'flwr'"
+    assert news.news.ended() == ""
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder, [])
+    return folder / "ca.crt"
+
+
+def test_why_a_coordinator_cannot_be_reached_is_said(authority):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-        assert why_unreachable(f"127.0.0.1:{port}") == "Connection refused"
-        taken.listen()
-        assert why_unreachable(f"127.0.0.1:{port}") == ""
-    assert why_unreachable("no-such-host.invalid:1")
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for why in (why_unreachable, why_refused):
+            assert "Connection refused" in why(address, authority)
+    assert why_unreachable("no-such-host.invalid:1", authority)
+
+
+@pytest.mark.parametrize(
+    ("contact", "said"), [(Contact(600.0), "600 s ahead of"), (Contact(2.0), "the clocks agree")]
+)
+def test_a_refused_site_is_told_how_far_its_clock_is_off(authority, monkeypatch, contact, said):
+    monkeypatch.setattr(connection, "reach", lambda *given, **named: contact)
+    assert said in why_refused("fed.example.org:9092", authority)
+    assert why_unreachable("fed.example.org:9092", authority) == ""

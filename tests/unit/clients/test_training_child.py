@@ -260,6 +260,54 @@ def test_a_child_that_reads_nothing_is_killed_at_the_limit(conf, child_of, monke
     assert caught.value.code == "LF5310"
 
 
+class Hung:
+    """Takes a process for hung at the look of that number; notes what it was asked."""
+
+    def __init__(self, looks):
+        self.left, self.asked = looks, []
+
+    def __call__(self, group, looks):
+        self.asked.append(looks)
+        return self
+
+    def hung(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def test_a_child_that_hangs_is_killed_long_before_its_time_is_up(conf, monkeypatch):
+    monkeypatch.setattr("lepton_fed.clients.training_child._LOOK_S", 0.01)
+    watch = Hung(3)
+    child = TrainingChild(conf, python(DEAF), watch=watch)
+    with pytest.raises(RunError) as caught:
+        child.begin(agreement_for())
+    assert caught.value.code == "LF5314"
+    assert watch.asked == [300], "a reader may wait for others"
+    child.close()
+
+
+def test_an_answer_is_watched_more_closely_than_the_reading_of_rows(conf, child_of):
+    watch = Hung(-1)
+    child = TrainingChild(conf, python(ECHO), watch=watch)
+    agreement = agreement_for()
+    child.begin(agreement)
+    child.answer("north", ask_for(agreement), LONG_S)
+    assert watch.asked == [300, 300, 60]
+    child.close()
+
+
+def test_a_child_whose_ledger_could_not_be_written_is_replaced(conf, child_of):
+    failed = '{"code": "LF4202", "what": "the ledger cannot be written"}'
+    child = child_of(conf, python(ECHO.replace('"refusal": None', f'"refusal": {failed}')))
+    agreement = agreement_for()
+    child.begin(agreement)
+    first = child._process.pid
+    assert child.answer("north", ask_for(agreement), LONG_S).refusal.code == "LF4202"
+    child.begin(agreement)
+    assert child._process.pid != first
+    assert gone(first)
+
+
 @pytest.mark.parametrize("code", [GARBLED, LIAR])
 def test_bytes_that_are_no_frame_end_the_child(conf, child_of, code):
     child = child_of(conf, python(code))

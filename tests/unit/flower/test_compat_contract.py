@@ -7,15 +7,22 @@ lepton_fed/flower/compat.py, grid.py, records.py and stock.py, and only then mov
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 import re
+import signal
 import time
+import types
 from dataclasses import fields
 from pathlib import Path
 
 import flwr
 import flwr.serverapp.strategy as stock
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common import constant
 from flwr.common.constant import ErrorCode, SubStatus
 from flwr.common.serde import (
     context_from_proto,
@@ -41,9 +48,11 @@ from flwr.proto.runtime_pb2 import (
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
+from flwr.supercore import heartbeat
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
@@ -52,6 +61,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.retry import http_retry
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -60,9 +70,11 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.supernode import fleet_http_connection
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from lepton_fed.flower import compat
+from lepton_fed.flower import compat, supernode
 from lepton_fed.flower.compat import COORDINATOR_NODE, set_identity, set_message_id
 from lepton_fed.flower.grid import InProcessGrid
 
@@ -206,6 +218,75 @@ def test_objects_on_their_way_are_looked_for_soon(monkeypatch: pytest.MonkeyPatc
     assert inspect.signature(inflatable_utils.pull_objects).parameters[
         "initial_backoff"
     ].default == pytest.approx(0.05)
+
+
+def test_a_supernode_is_taken_for_online_for_twice_what_its_heartbeats_promise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (constant.HEARTBEAT_DEFAULT_INTERVAL, constant.HEARTBEAT_PATIENCE) == (30, 2)
+    assert supernode._HEARTBEAT_S == constant.HEARTBEAT_MIN_INTERVAL == 10
+    for module in (heartbeat, fleet_http_connection):
+        assert module.HEARTBEAT_DEFAULT_INTERVAL == 30
+        monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", 30)  # put back afterwards
+    compat.hasten_heartbeats(10)
+    source = inspect.getsource(fleet_http_connection.http_request_response)
+    assert source.count("heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL") == 2
+    assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == 10
+    waits: list[float] = []
+    sender = HeartbeatSender(lambda: True)
+    stopped = types.SimpleNamespace(is_set=lambda: len(waits) == 3, wait=waits.append)
+    monkeypatch.setattr(sender, "_stop_event", stopped)
+    sender._run()
+    assert all(3.5 <= wait <= 4.5 for wait in waits)
+
+
+def test_a_supernode_does_not_wait_long_for_a_coordinator_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert http_retry.MAX_RETRY_DELAY == 20
+    monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", 20)
+    monkeypatch.setattr(heartbeat, "exponential", heartbeat.exponential)
+    compat.cap_retry_waits(5)
+    invokers = (
+        http_retry.make_simple_http_retry_invoker(),
+        HeartbeatSender(lambda: True)._retry_invoker,
+    )
+    for invoker in invokers:
+        waits = invoker.wait_gen_factory()
+        assert [next(waits) for _ in range(6)] == [1, 2, 4, 5, 5, 5]
+
+
+def test_a_supernode_ends_with_its_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr(compat.os, "kill", lambda *given: ended.append(given))
+    monkeypatch.setattr(HeartbeatSender, "_run", HeartbeatSender._run)  # put back afterwards
+    compat.end_with_the_heartbeat()
+
+    def broken() -> bool:
+        raise RuntimeError("the SuperLink does not know this SuperNode")
+
+    HeartbeatSender(broken)._run()
+    assert ended == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_a_supernode_says_that_its_signature_was_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fleet_http_connection, "NodeAuthHttpInterceptor", NodeAuthHttpInterceptor)
+    compat.tell_refused_signatures("refused!")
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    signing = fleet_http_connection.NodeAuthHttpInterceptor(key, key.public_key())
+    for status, said in ((200, []), (401, ["refused!"])):
+        caplog.clear()
+        call = types.SimpleNamespace(request=httpx.Request("POST", "https://x/"))
+        answer = httpx.Response(status)
+        assert signing.intercept(call, lambda context, answer=answer: answer) is answer
+        assert caplog.messages == said
+        assert any("signature" in name.lower() for name in call.request.headers)
+    assert "NodeAuthHttpInterceptor(private_key, public_key)" in inspect.getsource(
+        fleet_http_connection.http_request_response
+    )
 
 
 def test_a_message_needs_an_identity_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
