@@ -92,7 +92,7 @@ class TrainingChild:
         Raises:
             RunError: LF5310, the child took too long; LF5311, it died.
         """
-        head, _ = self._ask({"do": "budget"}, {}, _BEGIN_S)
+        head, _ = self._ask({"do": "budget"}, {}, _BEGIN_S, _HUNG_LOOKS)
         left: float | None = head["left"]
         return left
 

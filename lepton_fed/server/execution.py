@@ -13,7 +13,7 @@ from lepton_fed.config.schema import ServerConf, SimulationConf
 from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.pace import Pace
 from lepton_fed.errors import LeptonError, RunError
-from lepton_fed.runs.events import Event, EventLog, read_events
+from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 from lepton_fed.server.rounds import Coordinator, Outcome
@@ -71,7 +71,17 @@ def execute(
     standing = coordinator.start(kit.initial)
     events = read_events(folder.events)
     if any(event["event"] == "run.started" for event in events):
-        standing = _resume(coordinator, standing, events, folder, log)
+        standing = _resume(coordinator, standing, folder)
+        log.emit(
+            "run.resumed",
+            run=folder.name,
+            round=standing.round_number,
+            rounds=conf.rounds.count,
+            strategy=strategy.name,
+        )
+        closed = [event["round"] for event in events if event["event"] == "round.closed"]
+        if standing.round_number > max(closed, default=0):
+            coordinator.tell_closed(standing)
     else:
         log.emit(
             "run.started",
@@ -101,21 +111,11 @@ def execute(
     return outcome, summary
 
 
-def _resume(
-    coordinator: Coordinator,
-    start: Standing,
-    events: Sequence[Event],
-    folder: RunFolder,
-    log: EventLog,
-) -> Standing:
-    """Return where an interrupted run stands, and make its record agree with it."""
+def _resume(coordinator: Coordinator, start: Standing, folder: RunFolder) -> Standing:
+    """Return where an interrupted run stands, and take back what was written after that."""
     standing = coordinator.standing() or start
     folder.sweep()
     folder.drop_metrics_from(standing.round_number)
-    log.emit("run.resumed", round=standing.round_number)
-    closed = [event["round"] for event in events if event["event"] == "round.closed"]
-    if standing.round_number > max(closed, default=0):
-        coordinator.tell_closed(standing)
     return standing
 
 
