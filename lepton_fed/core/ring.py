@@ -195,7 +195,7 @@ class RingSum:
         """Add one reply.
 
         Args:
-            values: ``[size]`` floating point, finite.
+            values: ``[size]`` floating point, finite; read by slices, twice.
             weight: In (0, weight bound].
 
         Raises:
@@ -207,8 +207,9 @@ class RingSum:
         if self.replies >= self.encoding.cohort:
             raise ValueError(f"the sum is planned for {self.encoding.cohort} replies")
         encoded_weight = self.encoding.encode_weight(weight)
-        if self.size and np.isnan(values.max()):  # before anything is added
-            raise ValueError("NaN cannot be added")
+        for part in _slices(self.size):  # before anything is added
+            if np.isnan(values[part].max()):
+                raise ValueError("NaN cannot be added")
         for part in _slices(self.size):
             encoded, saturated = self.encoding.encode(values[part], encoded_weight)
             self._total[part] += encoded  # wraps modulo 2**64, as it should
@@ -235,10 +236,25 @@ class RingSum:
         Raises:
             ValueError: Nothing was added.
         """
+        return self._mean(np.empty(self.size, dtype=np.float64))
+
+    def into_mean(self) -> npt.NDArray[np.float64]:
+        """Return the weighted mean, ``[size]`` float64, in the sum's own memory; it is empty then.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        mean = self._mean(self._total.view(np.float64))
+        self._total = np.zeros(self.size, dtype=np.uint64)  # untouched zeros take no memory
+        self.replies = self.weight = self.saturated = 0
+        return mean
+
+    def _mean(self, mean: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if self.replies == 0:
             raise ValueError("a sum of no replies has no mean")
-        mean = self.sum()
-        mean /= math.ldexp(self.weight, -self.encoding.weight_bits)
+        weight = math.ldexp(self.weight, -self.encoding.weight_bits)
+        for part in _slices(self.size):
+            mean[part] = self.encoding.decode(self._total[part]) / weight
         return mean
 
 

@@ -6,24 +6,22 @@ flwr changes them.
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import threading
-import time
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import httpx
-from flwr.app import Context, Message
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.app.exception import AppExitException
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, ErrorCode, SubStatus
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
     fab_to_proto,
+    message_from_proto,
+    message_to_proto,
     run_from_proto,
     user_config_to_proto,
 )
@@ -35,20 +33,30 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    GetNodesRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import TaskType
+from flwr.supercore import sql_mixin
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_head_values_from_object_content,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -56,36 +64,37 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 __all__ = [
+    "CHUNK_BYTES",
     "COORDINATOR_NODE",
     "FLEET_PATH",
+    "MALFORMED",
+    "NODE_HEADER",
+    "PULL_PATH",
     "AppExitException",
     "Heartbeat",
     "PrivateGrid",
     "SecretHeader",
     "SiteTask",
     "acquire_site_task",
-    "cap_retry_waits",
-    "cap_supernode_polls",
     "control_client",
-    "drop_messages_of_ended_runs",
-    "end_with_the_heartbeat",
     "executor_client",
     "finish_server_task",
-    "hasten_heartbeats",
     "hasten_pulls",
+    "opened",
     "register_node",
     "registered_nodes",
-    "run_supernode",
     "set_identity",
     "set_message_id",
+    "small_record",
     "start_run",
     "superlink_app",
     "take_server_task",
-    "tell_refused_signatures",
     "unregister_node",
+    "with_content",
 ]
 
 COORDINATOR_NODE = 1
@@ -94,9 +103,32 @@ COORDINATOR_NODE = 1
 FLEET_PATH = "/v1/fleet/"
 """Where the SuperLink answers SuperNodes; nothing else is for the public."""
 
+PULL_PATH = "/v1/fleet/pull-messages"
+"""Where SuperNodes look for messages."""
+
+NODE_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
+"""Header with the public key of the SuperNode that asks."""
+
+CHUNK_BYTES = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+"""Bytes of an array that travel in one request."""
+
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _HEARTBEAT_S = 10.0
-_FIRST_LOOK_S = 0.05
+_FIRST_LOOK_S = 0.02
+_MOST_LOOK_S = 0.5
+_PRAGMAS = (
+    ("busy_timeout", "30000"),
+    ("journal_mode", "WAL"),
+    # The register is made from the roster at each start, and a run goes on from its own
+    # checkpoints: nothing here needs to outlive a power cut. A killed process loses nothing.
+    ("synchronous", "OFF"),
+    ("foreign_keys", "ON"),
+    # By connection, and there is one for each thread: models pass through once and are not kept.
+    ("cache_size", "-2000"),
+    ("mmap_size", "0"),
+    ("temp_store", "MEMORY"),
+    ("journal_size_limit", "67108864"),
+)
 
 
 def set_identity(run_id: int, node_id: int) -> None:
@@ -144,6 +176,7 @@ def superlink_app(*, host: str, port: int, database: str, secret: bytes) -> Any:
         database: SQLite file.
         secret: Without it nobody takes a task.
     """
+    vars(sql_mixin)["SQLITE_PRAGMAS"] = _PRAGMAS
     # TLS belongs to the listeners; `insecure` only says that this app has none of its own.
     config = SuperLinkLifespanConfig(
         control_address="",
@@ -231,17 +264,23 @@ def take_server_task(executor: Any) -> str:
 
 
 class PrivateGrid(HttpGrid):
-    """The ServerApp's Grid on the coordinator's own listener.
+    """The ServerApp's Grid on the SuperLink of this process.
+
+    What a round needs is asked of the SuperLink directly, without HTTP; only a task's beginning,
+    end and heartbeat go through its own listener.
 
     Args:
         address: The listener.
         token: The task's.
         header: The secret that opens the listener.
+        superlink: The SuperLink, from :func:`superlink_app`.
     """
 
-    def __init__(self, address: str, token: str, header: SecretHeader) -> None:
+    def __init__(self, address: str, token: str, header: SecretHeader, superlink: Any) -> None:
         super().__init__(address, insecure=True, token=token)
         self._header = header
+        self._state = superlink.state.linkstate_factory.state()
+        self._task = self._state.get_task_by_token(token)
 
     def _connect(self) -> None:
         self._client = _runtime_client(
@@ -260,6 +299,91 @@ class PrivateGrid(HttpGrid):
     def runtime(self) -> RuntimeHttpClient:
         """Return the client of the Runtime API."""
         return self._runtime_client
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of the nodes that are online."""
+        found = runtime_handlers.get_nodes(GetNodesRequest(), self._state, self._task)
+        return [node.node_id for node in found.nodes]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Put messages out, each part of them once, and return their ids.
+
+        One part after another is made into bytes and stored: of a model that goes to many sites no
+        further copy is held than what is stored.
+        """
+        messages = list(messages)
+        objects: dict[str, Any] = {}
+        trees = []
+        with no_object_id_recompute():
+            for message in messages:
+                set_message_id(message, message.object_id)
+                objects.update(get_all_nested_objects(message))
+                trees.append(get_object_tree(message))
+            request = PushAppMessagesRequest(
+                messages_list=[message_to_proto(remove_content_from_message(m)) for m in messages],
+                message_object_trees=trees,
+            )
+            pushed = runtime_handlers.push_messages(request, self._state, self._task)
+            for part in pushed.objects_to_push:
+                content = objects.pop(part).deflate()
+                self._state.store_object(self._task.run_id, pushed.session_id, part, content)
+        return list(pushed.message_ids)
+
+    def claim(self, message_ids: Iterable[str]) -> Iterator[tuple[Message, str]]:
+        """Take the replies to these messages that came since the last time.
+
+        Yields:
+            The reply without its content, and the id of its parts' root. It is asked for once.
+        """
+        request = PullAppMessagesRequest(message_ids=list(message_ids))
+        found = runtime_handlers.pull_messages(request, self._state, self._task)
+        for reply, tree in zip(found.messages_list, found.message_object_trees, strict=True):
+            yield message_from_proto(reply), tree.object_id
+
+    def part(self, object_id: str) -> bytes | None:
+        """Return a part of a message; empty while it is on its way, None when it will not come."""
+        content: bytes | None = self._state.get_object(self._task.run_id, object_id)
+        return content
+
+    def forget(self, object_id: str) -> None:
+        """Remove a message's parts, but for those that other messages have too."""
+        self._state.object_store.delete(object_id)
+
+
+def opened(part: bytes) -> tuple[str, list[str], memoryview]:
+    """Return kind, parts and body of a part of a message.
+
+    Raises:
+        ValueError: It is none.
+    """
+    kind, children, size = get_object_head_values_from_object_content(part)
+    body = memoryview(part)[part.index(b"\0") + 1 :]
+    if len(body) != size:
+        raise ValueError("a part of another length than it says")
+    return kind, children, body
+
+
+def small_record(part: bytes) -> ConfigRecord | MetricRecord:
+    """Return the record without arrays that a part holds.
+
+    Raises:
+        ValueError: It holds none.
+    """
+    kinds: dict[str, Any] = {"ConfigRecord": ConfigRecord, "MetricRecord": MetricRecord}
+    kind = kinds.get(opened(part)[0])
+    if kind is None:
+        raise ValueError("no such record")
+    try:
+        return kind.inflate(part)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ValueError(str(error)) from error
+
+
+def with_content(reply: Message, content: RecordDict | Error) -> Message:
+    """Return a reply with another content, or with an error instead."""
+    if isinstance(content, Error):
+        return make_message(metadata=reply.metadata, error=content)
+    return make_message(metadata=reply.metadata, content=content)
 
 
 def finish_server_task(grid: PrivateGrid, context: Context, *, completed: bool) -> None:
@@ -356,107 +480,17 @@ REFUSED_APP = int(ErrorCode.INVALID_FAB)
 FAILED_APP = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 
 
+MALFORMED = 4411
+"""Code of the error that stands for a reply whose parts are not as they must be."""
+
+
 def hasten_pulls() -> None:
-    """Look soon for the parts of a message that are on their way (stock: after 1 s)."""
-    defaults = inflatable_utils.pull_objects.__kwdefaults__ or {}
-    defaults["initial_backoff"] = _FIRST_LOOK_S
-
-
-def cap_supernode_polls(seconds: float) -> None:
-    """Let the SuperNode of this process look for messages at least this often (stock: 3 s)."""
-    from flwr.supernode import start_client_internal
-
-    patient = types.SimpleNamespace(sleep=lambda wanted: time.sleep(min(wanted, seconds)))
-    vars(start_client_internal)["time"] = patient
-
-
-def drop_messages_of_ended_runs() -> None:
-    """Let the SuperNode of this process forget a message whose run ends while it is received.
-
-    Stock leaves the task without its message, and whoever takes the task waits for ever. A
-    coordinator that is started again ends the run that it had opened before, so this is no rarity.
-    """
-    from flwr.supernode import start_client_internal
-
-    pull = vars(start_client_internal)["pull_objects"]
-
-    def pull_or_fail(*arguments: Any, **settings: Any) -> Any:
-        try:
-            return pull(*arguments, **settings)
-        except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
-            raise InterruptedError("its run has ended") from error
-
-    vars(start_client_internal)["pull_objects"] = pull_or_fail
-
-
-def hasten_heartbeats(interval_s: int) -> None:
-    """Let the SuperNode of this process promise a heartbeat this often (stock: 30 s, least: 10 s).
-
-    The SuperLink takes a SuperNode for online until twice that has passed without one, and refuses
-    to let the same node in again meanwhile: so long is a killed one lost at least.
-    """
-    from flwr.supercore import heartbeat
-    from flwr.supernode import fleet_http_connection
-
-    vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = interval_s
-    vars(fleet_http_connection)["HEARTBEAT_DEFAULT_INTERVAL"] = interval_s
-
-
-def cap_retry_waits(seconds: int) -> None:
-    """Let the SuperNode of this process try the coordinator at least this often (stock: 20 s)."""
-    from flwr.supercore import heartbeat
-    from flwr.supercore.retry import exponential, http_retry
-
-    vars(http_retry)["MAX_RETRY_DELAY"] = seconds
-    vars(heartbeat)["exponential"] = lambda max_delay: exponential(
-        max_delay=min(max_delay, seconds)
-    )
-
-
-def end_with_the_heartbeat() -> None:
-    """End the SuperNode of this process when its heartbeat ends of an error.
-
-    Stock goes on without: the SuperLink then takes it for offline, and nobody asks it any more.
-    """
-    from flwr.supercore import log
-    from flwr.supercore.heartbeat import HeartbeatSender
-
-    beat = HeartbeatSender._run
-
-    def run(self: HeartbeatSender) -> None:
-        try:
-            beat(self)
-        except Exception as error:  # noqa: BLE001 - whatever it was, a new process starts afresh
-            log(logging.ERROR, "The heartbeat ended: %s", error)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    HeartbeatSender._run = run  # type: ignore[method-assign]
-
-
-def tell_refused_signatures(words: str) -> None:
-    """Say so in the SuperNode's log when its signature was refused; stock ends without a word."""
-    from flwr.supercore import log
-    from flwr.supernode import fleet_http_connection
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-
-    class Telling(NodeAuthHttpInterceptor):
-        """Signs, and looks at the answer."""
-
-        def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> Any:
-            """Sign and go on."""
-            response = super().intercept(context, call_next)
-            if response.status_code == httpx.codes.UNAUTHORIZED:
-                log(logging.ERROR, words)
-            return response
-
-    vars(fleet_http_connection)["NodeAuthHttpInterceptor"] = Telling
-
-
-def run_supernode() -> None:
-    """Run ``flower-supernode`` in this process, with its arguments from ``sys.argv``."""
-    from flwr.supernode.cli import flower_supernode
-
-    flower_supernode()
+    """Look soon, and often, for the parts of a message that are on their way (stock: after 1 s)."""
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        defaults = pull.__kwdefaults__ or {}
+        defaults["initial_backoff"] = _FIRST_LOOK_S
+        defaults["backoff_cap"] = _MOST_LOOK_S
+        defaults["max_tries_per_object"] = None  # looks are more than stock's; time is the bound
 
 
 def _runtime_client(address: str, component: str, *more: Any) -> Any:

@@ -94,16 +94,22 @@ class InProcessGrid(Grid):
             pushed.append(message_id)
         return pushed
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Run the app for each waiting message and return the replies."""
-        return [self._call(self._waiting.pop(i)) for i in message_ids if i in self._waiting]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the app for each waiting message as its reply is taken."""
+        for message_id in message_ids:
+            if message_id in self._waiting:
+                yield self._call(self._waiting.pop(message_id))
+
+    def drop_messages(self, message_ids: Iterable[str]) -> list[str]:
+        """Drop what is waiting, or came, of these messages; return the ids of those."""
+        return [m.metadata.reply_to_message_id for m in self.pull_messages(message_ids)]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Push messages and return all replies; ``timeout`` has no meaning in one process."""
         del timeout
-        return self.pull_messages(self.push_messages(messages))
+        return list(self.pull_messages(self.push_messages(messages)))
 
     def _call(self, message: Message) -> Message:
         # Strategies share one RecordDict between all messages, and an app may keep what it sends;

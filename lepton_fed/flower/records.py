@@ -8,7 +8,7 @@ UpdateRefused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from lepton_fed.core.exchange import (
 )
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, UpdateRefused
+from lepton_fed.flower.parcels import FiledArray, FiledVector
 
 __all__ = [
     "ask_to_record",
@@ -123,7 +124,10 @@ def record_to_reply(site: str, record: RecordDict) -> Reply:
         )
     counts: npt.NDArray[np.float64] | None = None
     if _COUNTS in record:
-        counts = _read(_array(record, _COUNTS, _COUNTS), "float64")
+        array = _array(record, _COUNTS, _COUNTS)
+        if isinstance(array, FiledArray):
+            raise _refusal("more counts than any task has")
+        counts = _read(array, "float64")
     return Reply(
         site,
         update=update,
@@ -254,6 +258,9 @@ def _read(array: Array, dtype: str) -> npt.NDArray[Any]:
         given = f"{legible(array.dtype, 20)} as {legible(array.stype, 20)}"
         raise _refusal(f"an array is {given}, not {dtype} as {stype}")
     shape = tuple(array.shape)
+    if isinstance(array, FiledArray) and len(shape) == 1:
+        # Of an update, what follows reads slices only.
+        return cast("npt.NDArray[Any]", FiledVector(array.path, shape[0]))
     wanted = int(np.dtype(order).itemsize) * (shape[0] if len(shape) == 1 else -1)
     if len(array.data) != wanted:
         raise _refusal(f"an array of shape {legible(str(shape), 40)} holds {len(array.data)} bytes")
@@ -294,7 +301,13 @@ def _field(head: ConfigRecord, name: str, kind: type[Any]) -> Any:
 def _payload(record: RecordDict) -> int:
     """Return the bytes of the arrays: what a message weighs but for its envelope."""
     records = [item for item in record.values() if isinstance(item, ArrayRecord)]
-    return sum(len(array.data) for arrays in records for array in arrays.values())
+    return sum(_bytes(array) for arrays in records for array in arrays.values())
+
+
+def _bytes(array: Array) -> int:
+    if isinstance(array, FiledArray):
+        return array.path.stat().st_size
+    return len(array.data)
 
 
 def _refusal(what: str) -> UpdateRefused:

@@ -17,10 +17,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.errors import Problem, UpdateRefused
+from lepton_fed.flower.parcels import FiledArray
 from lepton_fed.identity.signature import PrivateKey, PublicKey, check_payload, sign_payload
 
 __all__ = ["COORDINATOR", "Sealing", "contents_digest", "new_nonce", "nonce_of"]
@@ -118,12 +119,17 @@ def _plain(item: ArrayRecord | ConfigRecord | MetricRecord) -> dict[str, Any]:
     if isinstance(item, ArrayRecord):
         return {
             "arrays": {
-                name: [a.dtype, list(a.shape), a.stype, hashlib.sha256(a.data).hexdigest()]
-                for name, a in item.items()
+                name: [a.dtype, list(a.shape), a.stype, _hash(a)] for name, a in item.items()
             }
         }
     kind = "metrics" if isinstance(item, MetricRecord) else "config"
     return {kind: {name: _value(value) for name, value in item.items()}}
+
+
+def _hash(array: Array) -> str:
+    if isinstance(array, FiledArray):
+        return array.sha256  # taken while it was written
+    return hashlib.sha256(array.data).hexdigest()
 
 
 def _value(value: Any) -> list[Any]:

@@ -9,75 +9,31 @@ loopback listener that is silent without a secret made at start.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import io
 import secrets
 import socket
 import threading
 import time
 import zipfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from flwr.serverapp import Grid
 
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.flower import compat
+from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
+from lepton_fed.flower.parcels import Post as Grid
 
 __all__ = ["APP_ID", "Grid", "SuperLink", "codeless_app"]
 
 APP_ID = "lepton/fed"
 """The app that every run of lepton-fed names; sites answer no other."""
 
-_HEADER = "x-lepton-secret"
 _LOOPBACK = "127.0.0.1"
 _START_S = 30.0
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-class FleetOnly:
-    """Answers what SuperNodes ask, and 404 to everything else."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if scope["type"] == "http" and scope["path"].startswith(compat.FLEET_PATH):
-            await self._app(scope, receive, send)
-        else:
-            await _not_found(scope, send)
-
-
-class WithSecret:
-    """Answers requests that carry the secret, and 404 to everything else."""
-
-    def __init__(self, app: App, secret: str) -> None:
-        self._app = app
-        self._secret = secret.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        given = dict(scope.get("headers", ())).get(_HEADER.encode(), b"")
-        if scope["type"] == "lifespan" or hmac.compare_digest(given, self._secret):
-            await self._app(scope, receive, send)
-        else:
-            await _not_found(scope, send)
-
-
-async def _not_found(scope: Scope, send: Send) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1000})
-        return
-    await send({"type": "http.response.start", "status": 404, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
 
 
 class SuperLink:
@@ -87,7 +43,7 @@ class SuperLink:
         listen: Public address and port.
         certificate: TLS certificate, PEM.
         key: Its private key, PEM.
-        database: SQLite file.
+        database: SQLite file; what is large in a reply is put beside it while it is read.
 
     Raises:
         RunError: LF5011, the address cannot be listened on, or the SuperLink does not start.
@@ -97,12 +53,14 @@ class SuperLink:
         compat.hasten_pulls()
         self._taken = secrets.token_bytes(32)
         secret = secrets.token_hex(32)
-        self._header = compat.SecretHeader(_HEADER, secret)
+        self._header = compat.SecretHeader(SECRET_HEADER, secret)
+        self._bell = Bell()
+        self._replies = database.with_name("replies")
         public = _listening(listen)
         private = _listening((_LOOPBACK, 0))
         port = private.getsockname()[1]
         self._address = f"{_LOOPBACK}:{port}"
-        app = compat.superlink_app(
+        self._app = app = compat.superlink_app(
             host=_LOOPBACK, port=port, database=str(database), secret=self._taken
         )
         quiet: dict[str, Any] = {"log_level": "error", "access_log": False}
@@ -111,7 +69,7 @@ class SuperLink:
             uvicorn.Server(uvicorn.Config(WithSecret(app, secret), **quiet)),
             uvicorn.Server(
                 uvicorn.Config(
-                    FleetOnly(app),
+                    FleetOnly(app, self._bell),
                     lifespan="off",
                     ssl_certfile=str(certificate),
                     ssl_keyfile=str(key),
@@ -152,6 +110,7 @@ class SuperLink:
 
     def stop(self) -> None:
         """Answer no more."""
+        self._bell.close()
         for server in reversed(self._servers):
             server.should_exit = True
         for thread in self._threads:
@@ -216,7 +175,7 @@ class SuperLink:
         heartbeat.start()
         completed = False
         try:
-            yield grid
+            yield Grid(grid, self._replies, self._bell.ring)
             completed = True
         finally:
             heartbeat.stop()
@@ -231,7 +190,7 @@ class SuperLink:
             if not token:
                 time.sleep(0.05)
                 continue
-            grid = compat.PrivateGrid(self._address, token, self._header)
+            grid = compat.PrivateGrid(self._address, token, self._header, self._app)
             found, context = grid.begin()
             if found == run:
                 return grid, context

@@ -69,16 +69,16 @@ def main() -> None:
     parent = int(os.environ.get(_PARENT, os.getppid()))
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     os.environ["FLWR_LOG_LEVEL"] = "INFO"  # its log is a file of its own
-    from lepton_fed.flower import compat
+    from lepton_fed.flower import compat, compat_supernode
 
     compat.hasten_pulls()
-    compat.drop_messages_of_ended_runs()
-    compat.cap_supernode_polls(_POLL_S)
-    compat.hasten_heartbeats(_HEARTBEAT_S)
-    compat.cap_retry_waits(_RETRY_S)
-    compat.end_with_the_heartbeat()
-    compat.tell_refused_signatures(REFUSED_SIGNATURE)
-    compat.run_supernode()
+    compat_supernode.drop_messages_of_ended_runs()
+    compat_supernode.cap_supernode_polls(_POLL_S)
+    compat_supernode.hasten_heartbeats(_HEARTBEAT_S)
+    compat_supernode.cap_retry_waits(_RETRY_S)
+    compat_supernode.end_with_the_heartbeat()
+    compat_supernode.tell_refused_signatures(REFUSED_SIGNATURE)
+    compat_supernode.run_supernode()
 
 
 def _watch(parent: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -23,7 +23,7 @@ from lepton_fed.core.exchange import (
 )
 from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import Problem, UpdateRefused
-from lepton_fed.flower.compat import COORDINATOR_NODE
+from lepton_fed.flower.compat import COORDINATOR_NODE, MALFORMED
 from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.flower.records import (
     ask_to_record,
@@ -40,6 +40,7 @@ from lepton_fed.identity.signature import PrivateKey, PublicKey
 
 __all__ = [
     "SITE",
+    "Channel",
     "GridTransport",
     "Late",
     "Seals",
@@ -51,10 +52,28 @@ __all__ = [
 SITE = "site"
 """Key of a node's config that holds the site's name."""
 
-_POLL_S = 0.1
+_FIRST_POLL_S = 0.02
+_MOST_POLL_S = 0.5
+_POLL_SHARE = 0.02  # of the time that was waited already: that late, at most, a reply is noticed
 _CLOCKS_APART_S = 310.0  # Flower's node authentication bears 305 s between two clocks
 
 Result = TypeVar("Result")
+
+
+class Channel(Protocol):
+    """Carries messages to nodes; replies come one at a time, and only one is held."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the nodes that are online."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Put messages out and return their ids."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Yield the replies to these messages that are here."""
+
+    def drop_messages(self, message_ids: Iterable[str]) -> Iterable[str]:
+        """Drop the replies to these messages that are here; return the ids of the messages."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ class GridTransport:
     nonce that it was sent.
 
     Args:
-        grid: The Grid.
+        grid: Carries the messages.
         nodes: Node id of each site, by name.
         sleep: Waits between two looks for replies, seconds.
         clock: Tells seconds that never go back.
@@ -100,7 +119,7 @@ class GridTransport:
 
     def __init__(
         self,
-        grid: Grid,
+        grid: Channel,
         nodes: Mapping[str, int],
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -124,9 +143,11 @@ class GridTransport:
     ) -> Iterator[Reply]:
         """Ask sites and yield their replies as they come.
 
+        A large vector of a reply may be in a file, which is removed when the next reply is taken.
+
         Args:
             asks: What is asked of each site, by name; the records of one ask are made once,
-                however many sites it goes to.
+                however many sites it goes to, and let go of once they are sent.
             deadline: Tells when a site that has not answered is given up; None waits.
         """
         records = {id(ask): ask_to_record(ask) for ask in asks.values()}
@@ -136,6 +157,7 @@ class GridTransport:
             )
             for site, ask in asks.items()
         }
+        del records
         for site, came in self._converse(outgoing, record_to_reply, deadline):
             yield Reply(site, refusal=came) if isinstance(came, Problem) else came
 
@@ -172,38 +194,39 @@ class GridTransport:
 
     def _converse(
         self,
-        outgoing: Mapping[str, _Outgoing],
+        outgoing: dict[str, _Outgoing],
         read: Callable[[str, RecordDict], Result],
         deadline: Deadline | None,
     ) -> Iterator[tuple[str, Result | Problem]]:
         """Send messages and yield what each site says, or why nothing of use came from it."""
         started = self._clock()
         waiting, unsent = self._send(outgoing, deadline)
+        outgoing.clear()  # the model in it is put out, and a copy less from here on
         for site in unsent:
             yield site, Problem("LF5304", "the ask could not be sent", where=site)
         answered: list[float] = []
         refused = len(unsent)
         while waiting:
             came_now = False
-            for message_id, sent in list(waiting.items()):
-                for message in self._grid.pull_messages([message_id]):
-                    if message.metadata.reply_to_message_id != message_id:
-                        continue
-                    if waiting.pop(message_id, None) is None:
-                        continue
-                    came_now = True
-                    came = self._read(message, sent, read)
-                    if isinstance(came, Problem) or getattr(came, "refusal", None):
-                        refused += 1
-                    else:
-                        answered.append(self._clock() - started)
-                    yield sent.site, came
+            for message in self._grid.pull_messages(list(waiting)):
+                sent = waiting.pop(message.metadata.reply_to_message_id, None)
+                if sent is None:
+                    continue
+                came_now = True
+                came = self._read(message, sent, read)
+                del message
+                if isinstance(came, Problem) or getattr(came, "refusal", None):
+                    refused += 1
+                else:
+                    answered.append(self._clock() - started)
+                yield sent.site, came
+                del came
             self._drop_late()
             if waiting and not came_now:
                 elapsed = self._clock() - started
                 if deadline is not None and deadline.passed(elapsed, answered, refused):
                     break
-                self._sleep(_POLL_S)
+                self._sleep(min(max(_FIRST_POLL_S, _POLL_SHARE * elapsed), _MOST_POLL_S))
         for message_id, sent in waiting.items():
             self._overdue[message_id] = Late(sent.site, sent.round_number)
             yield sent.site, Problem("LF5306", "no reply in time", where=sent.site)
@@ -241,6 +264,8 @@ class GridTransport:
     ) -> Result | Problem:
         if message.has_error():
             what = legible(message.error.reason or "the site's app failed", 200)
+            if message.error.code == MALFORMED:
+                return Problem("LF4411", what, where=sent.site)
             return Problem("LF5303", what, where=sent.site)
         try:
             content = message.content
@@ -252,10 +277,9 @@ class GridTransport:
             return error.problems[0]
 
     def _drop_late(self) -> None:
-        for message_id, late in list(self._overdue.items()):
-            if any(True for _ in self._grid.pull_messages([message_id])):
-                del self._overdue[message_id]
-                self._late.append(late)
+        if self._overdue:
+            for message_id in self._grid.drop_messages(list(self._overdue)):
+                self._late.append(self._overdue.pop(message_id))
 
 
 @dataclass(frozen=True)
@@ -317,6 +341,7 @@ def run_in_process(
     grid = InProcessGrid(client_app(answer), [{SITE: site} for site in sites])
     nodes = dict(zip(sites, grid.get_node_ids(), strict=True))
     results: list[Result] = []
-    app = server_app(lambda grid: results.append(run(GridTransport(grid, nodes))))
+    # The app is given the Grid that it is called with.
+    app = server_app(lambda _: results.append(run(GridTransport(grid, nodes))))
     app(grid, Context(1, COORDINATOR_NODE, {}, RecordDict(), {}))
     return results[0]

@@ -32,7 +32,7 @@ from lepton_fed.identity.signature import PrivateKey, PublicKey
 
 __all__ = ["Answers", "serve", "site_app"]
 
-_POLL_S = 0.1
+_POLL_S = 0.05  # between two calls; each waits at the SuperNode until there is a task
 _MOST_WAIT_S = 5.0
 
 _log = logging.getLogger("lepton_fed.site")

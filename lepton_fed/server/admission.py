@@ -60,7 +60,7 @@ def admit(
     largest = 0.0
     for name in vectors:
         vector = update.vectors[name]
-        if not isinstance(vector, np.ndarray) or vector.dtype != np.float32:
+        if getattr(vector, "dtype", None) != np.float32:
             raise refuse("LF4404", f"vector {name!r} is not float32")
         if vector.shape != (layout.size,):
             raise refuse(

@@ -112,12 +112,12 @@ class Intake:
         return norm
 
     def aggregate(self) -> Sum | Each:
-        """Return what the server rule works on."""
+        """Return what the server rule works on; the sums are used up."""
         if self._spill:
             return self._spill
-        means = {name: total.mean() for name, total in self._sums.items()}
         encoding = next(iter(self._sums.values())).encoding
         encoded = next(iter(self._sums.values())).weight
+        means = {name: total.into_mean() for name, total in self._sums.items()}
         weight = math.ldexp(encoded * encoding.weight_bound, -encoding.weight_bits)
         return Sum(self._number, means, self.contributors, weight, self._sites)
 

@@ -31,6 +31,8 @@ from lepton_fed.strategies.base import (
 
 __all__ = ["AddMean", "ServerLearningRate", "fedavg"]
 
+_SLICE = 1 << 14
+
 ServerLearningRate = Annotated[
     float, Setting("Factor on the mean update; 1 averages the sites' models.", above=0)
 ]
@@ -57,9 +59,12 @@ class AddMean(Stateless):
         """Return the model moved by the mean; arithmetic in double precision, rounded once."""
         if not isinstance(aggregate, Sum):
             raise TypeError("federated averaging works on a sum")
-        moved = model.astype(np.float64) + self.learning_rate * aggregate.mean[DELTA]
+        mean, moved = aggregate.mean[DELTA], np.empty_like(model)
         with np.errstate(over="ignore"):  # the round loop drops a model that is not finite
-            return state, moved.astype(np.float32)
+            for start in range(0, model.size, _SLICE):  # of a large model, no wide copy is made
+                part = slice(start, start + _SLICE)
+                moved[part] = model[part].astype(np.float64) + self.learning_rate * mean[part]
+        return state, moved
 
 
 def fedavg(server_learning_rate: ServerLearningRate = 1.0) -> Strategy:

@@ -229,3 +229,19 @@ def test_a_total_is_a_copy() -> None:
     total.add(np.ones(1), 1.0)
     total.total()[0] = 0
     assert total.mean().tolist() == [1.0]
+
+
+def test_a_sum_is_turned_into_its_mean_in_its_own_memory() -> None:
+    size = 40_000  # several slices
+    kept, given = RingSum(plan(), size), RingSum(plan(), size)
+    for number in (1, 2):
+        values = np.random.default_rng(number).standard_normal(size)
+        kept.add(values, 0.5 * number)
+        given.add(values, 0.5 * number)
+    memory = given._total
+    mean = given.into_mean()
+    assert np.shares_memory(mean, memory)
+    assert np.array_equal(mean, kept.mean())
+    assert (given.replies, given.weight, given.total().any()) == (0, 0, False)
+    with pytest.raises(ValueError, match="no replies"):
+        given.into_mean()

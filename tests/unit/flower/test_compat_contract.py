@@ -22,12 +22,15 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.common import constant
-from flwr.common.constant import ErrorCode, SubStatus
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, ErrorCode, SubStatus
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
     fab_to_proto,
+    message_from_proto,
+    message_to_proto,
     recorddict_from_proto,
     recorddict_to_proto,
     run_from_proto,
@@ -41,20 +44,28 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    GetNodesRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
+    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
-from flwr.supercore import heartbeat
-from flwr.supercore.constant import TaskType
+from flwr.supercore import heartbeat, sql_mixin
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, SQLITE_PRAGMAS, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_head_values_from_object_content,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
@@ -70,11 +81,12 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from lepton_fed.flower import compat, supernode
+from lepton_fed.flower import compat, compat_supernode, supernode
 from lepton_fed.flower.compat import COORDINATOR_NODE, set_identity, set_message_id
 from lepton_fed.flower.grid import InProcessGrid
 
@@ -92,15 +104,15 @@ def test_this_is_the_flwr_that_was_checked() -> None:
     assert flwr.__version__.startswith("1.41."), (
         f"flwr {flwr.__version__} is not 1.41: re-check TaskIdentity, Message and its metadata, "
         "AppExitException, Grid's abstract methods, the node counts of stock strategies, Array and "
-        "the environment switches; then update this file, compat.py and pyproject.toml"
+        "the environment switches; then update this file, both compat modules and pyproject.toml"
     )
 
 
 def test_compat_offers_what_is_checked_here() -> None:
-    text = Path(compat.__file__).read_text()
+    text = "".join(Path(module.__file__).read_text() for module in (compat, compat_supernode))
     checked = Path(__file__).read_text()
     private = re.findall(
-        r"^from (flwr\.(?!app import)[\w.]+) import \(?([\w,\s]+?)\)?$", text, re.MULTILINE
+        r"^ *from (flwr\.(?!app import)[\w.]+) import \(?([\w,\s]+?)\)?$", text, re.MULTILINE
     )
     names = {name.strip() for _, listed in private for name in listed.split(",") if name.strip()}
     assert {name.split(" as ")[0] for name in names if name not in checked} == set()
@@ -174,6 +186,67 @@ def test_the_grid_connects_through_a_method_that_can_be_replaced() -> None:
     assert isinstance(HttpGrid._runtime_client, property)
 
 
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # alembic's
+def test_the_superlink_of_this_process_is_asked_without_http(tmp_path: Path) -> None:
+    for handler in ("get_nodes", "push_messages", "pull_messages"):
+        assert parameters(getattr(runtime_handlers, handler)) == {"request", "state", "task"}
+    assert next(iter(inspect.signature(runtime_handlers.push_messages).parameters)) == "request"
+    assert {"messages_list", "message_object_trees"} <= set(
+        PushAppMessagesRequest.DESCRIPTOR.fields_by_name
+    )
+    assert GetNodesRequest() is not None
+    assert PullAppMessagesRequest(message_ids=["x"]).message_ids == ["x"]
+    app = compat.superlink_app(
+        host="127.0.0.1", port=1, database=str(tmp_path / "f.sqlite"), secret=b"s" * 32
+    )
+    state = app.state.linkstate_factory.state()
+    assert parameters(state.store_object) == {
+        "run_id", "session_id", "object_id", "object_content"
+    }  # fmt: skip
+    assert parameters(state.get_object) == {"run_id", "object_id"}
+    assert state.get_object(1, "0" * 64) is None
+    assert state.object_store.delete("0" * 64) is None
+    assert state.get_task_by_token("nobody's") is None
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # alembic's
+def test_the_database_keeps_little_in_memory(tmp_path: Path) -> None:
+    app = compat.superlink_app(
+        host="127.0.0.1", port=1, database=str(tmp_path / "f.sqlite"), secret=b"s" * 32
+    )
+    state = app.state.linkstate_factory.state()
+    found = {
+        name: next(iter(state.query(f"PRAGMA {name}")[0].values()))
+        for name in ("mmap_size", "cache_size", "synchronous", "journal_mode", "foreign_keys")
+    }
+    assert found == {"mmap_size": 0, "cache_size": -2000, "synchronous": 0,
+                     "journal_mode": "wal", "foreign_keys": 1}  # fmt: skip
+    # What is stock's and not ours; a new one may matter.
+    assert {name for name, _ in SQLITE_PRAGMAS} <= {name for name, _ in sql_mixin.SQLITE_PRAGMAS}
+
+
+def test_a_message_travels_without_its_content() -> None:
+    asked = message()
+    with no_object_id_recompute():
+        set_message_id(asked, asked.object_id)
+        parts = get_all_nested_objects(asked)
+        tree = get_object_tree(asked)
+    assert tree.object_id == asked.object_id
+    proto = message_to_proto(remove_content_from_message(asked))
+    assert len(message_from_proto(proto).content) == 0
+    kinds = [get_object_head_values_from_object_content(p.deflate())[0] for p in parts.values()]
+    assert kinds == ["ConfigRecord", "RecordDict", "Message"]
+    other = make_message(metadata=asked.metadata, error=Error(compat.MALFORMED, "why"))
+    assert other.error.reason == "why"
+    assert compat.with_content(asked, RecordDict()).metadata == asked.metadata
+
+
+def test_nodes_name_themselves_in_a_header_and_look_for_messages_at_one_path() -> None:
+    assert FLEET_HTTP_PUBLIC_KEY_HEADER.encode().lower() == compat.NODE_HEADER
+    assert compat.PULL_PATH in create_app(None, SuperLinkLifespan).openapi()["paths"]
+    assert compat.CHUNK_BYTES == FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+
+
 def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:
     assert parameters(pull_task_input) == {"client"}
     assert parameters(push_message) == {"client", "message", "context"}
@@ -181,15 +254,27 @@ def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:
 
 
 def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supernode import main as supernode_main
     from flwr.supernode import start_client_internal
     from flwr.supernode.cli import flower_supernode
 
     monkeypatch.setitem(vars(start_client_internal), "time", start_client_internal.time)
-    compat.cap_supernode_polls(0.01)
+    monkeypatch.setattr(supernode_main, "create_app", supernode_main.create_app)
+    compat_supernode.cap_supernode_polls(0.01)
     before = time.monotonic()
     start_client_internal.time.sleep(30)
     assert time.monotonic() - before < 10
     assert "time.sleep(3)" in inspect.getsource(start_client_internal.start_client_internal)
+    # Only a message that is whole is waited for in steps of less than a second.
+    assert "time.sleep(0.5)" in inspect.getsource(start_client_internal._push_messages)
+    assert "sleep" not in inspect.getsource(start_client_internal._pull_and_store_message)
+    app = supernode_main.create_app()
+    assert isinstance(app, compat_supernode.HeldTasks)
+    assert compat_supernode._ACQUIRE_PATH in app._app.openapi()["paths"]
+    start_client_internal.time.sleep(0.5)
+    assert app._taken.is_set()
+    source = inspect.getsource(inspect.getmodule(flower_supernode)._start_supernode_http_api)
+    assert "from flwr.supernode.main import" in source
     assert callable(flower_supernode)
 
 
@@ -202,7 +287,7 @@ def test_a_message_whose_run_ends_meanwhile_is_cleaned_up_as_any_that_fails(
         raise RunNotRunningException
 
     monkeypatch.setitem(vars(start_client_internal), "pull_objects", ended)
-    compat.drop_messages_of_ended_runs()
+    compat_supernode.drop_messages_of_ended_runs()
     with pytest.raises(InterruptedError):
         start_client_internal.pull_objects(["a"], pull_object_fn=None)
     assert not issubclass(RunNotRunningException, Exception)
@@ -212,12 +297,16 @@ def test_a_message_whose_run_ends_meanwhile_is_cleaned_up_as_any_that_fails(
 
 
 def test_objects_on_their_way_are_looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = dict(inflatable_utils.pull_objects.__kwdefaults__ or {})
-    monkeypatch.setattr(inflatable_utils.pull_objects, "__kwdefaults__", defaults)
+    pulls = (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree)
+    for pull in pulls:
+        monkeypatch.setattr(pull, "__kwdefaults__", dict(pull.__kwdefaults__ or {}))
     compat.hasten_pulls()
-    assert inspect.signature(inflatable_utils.pull_objects).parameters[
-        "initial_backoff"
-    ].default == pytest.approx(0.05)
+    for pull in pulls:
+        found = inspect.signature(pull).parameters
+        assert found["initial_backoff"].default == pytest.approx(0.02)
+        assert found["backoff_cap"].default == pytest.approx(0.5)
+        assert found["max_tries_per_object"].default is None
+        assert found["max_time"].default > 3600  # then the bound
 
 
 def test_a_supernode_is_taken_for_online_for_twice_what_its_heartbeats_promise(
@@ -228,7 +317,7 @@ def test_a_supernode_is_taken_for_online_for_twice_what_its_heartbeats_promise(
     for module in (heartbeat, fleet_http_connection):
         assert module.HEARTBEAT_DEFAULT_INTERVAL == 30
         monkeypatch.setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", 30)  # put back afterwards
-    compat.hasten_heartbeats(10)
+    compat_supernode.hasten_heartbeats(10)
     source = inspect.getsource(fleet_http_connection.http_request_response)
     assert source.count("heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL") == 2
     assert fleet_http_connection.HEARTBEAT_DEFAULT_INTERVAL == 10
@@ -246,7 +335,7 @@ def test_a_supernode_does_not_wait_long_for_a_coordinator_that_is_away(
     assert http_retry.MAX_RETRY_DELAY == 20
     monkeypatch.setattr(http_retry, "MAX_RETRY_DELAY", 20)
     monkeypatch.setattr(heartbeat, "exponential", heartbeat.exponential)
-    compat.cap_retry_waits(5)
+    compat_supernode.cap_retry_waits(5)
     invokers = (
         http_retry.make_simple_http_retry_invoker(),
         HeartbeatSender(lambda: True)._retry_invoker,
@@ -258,9 +347,9 @@ def test_a_supernode_does_not_wait_long_for_a_coordinator_that_is_away(
 
 def test_a_supernode_ends_with_its_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[tuple[int, int]] = []
-    monkeypatch.setattr(compat.os, "kill", lambda *given: ended.append(given))
+    monkeypatch.setattr(compat_supernode.os, "kill", lambda *given: ended.append(given))
     monkeypatch.setattr(HeartbeatSender, "_run", HeartbeatSender._run)  # put back afterwards
-    compat.end_with_the_heartbeat()
+    compat_supernode.end_with_the_heartbeat()
 
     def broken() -> bool:
         raise RuntimeError("the SuperLink does not know this SuperNode")
@@ -273,7 +362,7 @@ def test_a_supernode_says_that_its_signature_was_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(fleet_http_connection, "NodeAuthHttpInterceptor", NodeAuthHttpInterceptor)
-    compat.tell_refused_signatures("refused!")
+    compat_supernode.tell_refused_signatures("refused!")
     monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
     key = ec.generate_private_key(ec.SECP384R1())
     signing = fleet_http_connection.NodeAuthHttpInterceptor(key, key.public_key())

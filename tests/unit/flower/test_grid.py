@@ -214,8 +214,10 @@ def test_an_app_runs_when_its_reply_is_pulled_and_once() -> None:
     assert ran == [3]
     assert reply.metadata.reply_to_message_id == ids[1]
     assert reply.metadata.src_node_id == 3
-    assert grid.pull_messages([ids[1]]) == []
-    assert len(grid.pull_messages([*ids, "unknown"])) == 2
+    assert list(grid.pull_messages([ids[1]])) == []
+    first = next(iter(grid.pull_messages([*ids, "unknown"])))
+    assert (first.metadata.reply_to_message_id, ran) == (ids[0], [3, 2])
+    assert list(grid.drop_messages([*ids, "unknown"])) == [ids[2]]
     assert sorted(ran) == [2, 3, 4]
 
 

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import DataError, Problem
+from lepton_fed.flower import compat
 from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.flower.records import reply_to_record
 from lepton_fed.flower.transport import SITE, GridTransport, Late, client_app, run_in_process
@@ -201,9 +202,32 @@ def test_an_error_reply_is_a_refusal_in_few_legible_words(reason: str | None, sa
 def test_between_two_looks_for_replies_there_is_a_pause() -> None:
     naps: list[float] = []
     found = list(over(Network(contents(), late=7), naps))
-    assert [reply.site for reply in found] == ["south", "west", "north"]
-    assert len(naps) == 2
-    assert all(0 < nap <= 1 for nap in naps)
+    assert [reply.site for reply in found] == SITES
+    assert len(naps) == 7
+    assert all(0 < nap <= 0.05 for nap in naps)
+
+
+def test_the_longer_a_reply_takes_the_less_often_is_it_looked_for() -> None:
+    now, naps = [0.0], []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        now[0] += seconds
+
+    network = Network(contents(), late=1500)
+    transport = GridTransport(network, NODES, sleep=nap, clock=lambda: now[0])
+    assert len(list(transport.exchange(dict.fromkeys(SITES, ask())))) == 3
+    assert naps == sorted(naps)
+    assert (naps[0], naps[-1]) == (0.02, 0.5)
+    assert sum(naps) > 600
+
+
+def test_a_reply_whose_parts_are_wrong_is_a_refusal_that_says_so() -> None:
+    wrong = Error(compat.MALFORMED, "malformed message: an array that lacks 4 bytes")
+    found = list(over(Network(contents(south=wrong))))
+    assert found[1].refusal == Problem(
+        "LF4411", "malformed message: an array that lacks 4 bytes", where="south"
+    )
 
 
 def test_a_reply_that_comes_twice_counts_once() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
+from lepton_fed.core.layout import Vector
+from lepton_fed.flower.parcels import FiledVector
 from lepton_fed.server.spill import Spill
 
 SIZE = 1000
@@ -72,3 +75,15 @@ def test_closing_removes_the_folder_and_opening_removes_what_a_killed_round_left
     second.close()
     assert not folder.exists()
     second.close()
+
+
+def test_an_update_in_a_file_is_kept_as_that_file(tmp_path: Path) -> None:
+    values = np.arange(10, dtype=np.float32)
+    values.tofile(tmp_path / "reply")
+    spill = Spill(tmp_path / "spill", 1, 10)
+    spill.add("north", {"delta": cast("Vector", FiledVector(tmp_path / "reply", 10))}, 1.0)
+    (kept,) = (tmp_path / "spill").iterdir()
+    assert kept.samefile(tmp_path / "reply")
+    (tmp_path / "reply").unlink()
+    assert np.array_equal(spill.read("north", "delta", slice(3, 7)), values[3:7])
+    spill.close()

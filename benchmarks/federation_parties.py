@@ -1,0 +1,252 @@
+"""The processes of `benchmarks.federation`: a coordinator, a site, and stand-ins for many sites.
+
+Each is a process of its own, so that its memory and its processor time are its own. The coordinator
+is the real SuperLink, transport and round loop. A site is the real SuperNode and the real worker
+with an agent that trains nothing: its update differs by site and round, since equal bytes would
+not be sent again. Stand-ins speak the Fleet API themselves, as a SuperNode does, for many nodes
+with a key each, a few at a time, and make their updates chunk by chunk: thirty SuperNodes that hold
+100 MB each, several times over, do not fit into a small machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.load import load_values
+from lepton_fed.config.schema import Rounds, SimulationConf
+from lepton_fed.config.templates import template
+from lepton_fed.core.exchange import Ask, Offer, OfferReply, PushReply, PushStep, Reply, Update
+from lepton_fed.core.layout import Layout, TensorEntry
+from lepton_fed.core.metrics import MetricsPlan
+from lepton_fed.core.pace import Pace
+from lepton_fed.flower.superlink import SuperLink
+from lepton_fed.flower.supernode import supernode_command, supernode_environment
+from lepton_fed.flower.transport import GridTransport, Seals
+from lepton_fed.flower.worker import serve
+from lepton_fed.identity.keys import load_private_key, load_public_key
+from lepton_fed.identity.node_key import node_public_pem
+from lepton_fed.runs.events import Event, EventLog
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.server.rounds import Coordinator
+from lepton_fed.strategies.base import DELTA
+from lepton_fed.strategies.fedavg import fedavg
+
+__all__ = ["Measured", "Setting", "process_seconds"]
+
+_IDLE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One federation to measure.
+
+    Args:
+        folder: Holds keys and state.
+        port: Port of the coordinator.
+        sites: How many there are.
+        floats: Size of the model.
+        rounds: How many are done.
+        database: SQLite in the state folder, or nothing on disk.
+    """
+
+    folder: str
+    port: int
+    sites: int
+    floats: int
+    rounds: int
+    database: bool = True
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the sites."""
+        return [f"site-{number:02d}" for number in range(self.sites)]
+
+    def key(self, name: str) -> Path:
+        """Return the path of a key."""
+        return Path(self.folder) / "keys" / name
+
+
+@dataclass
+class Measured:
+    """What a coordinator measured of itself.
+
+    Args:
+        rounds_s: Seconds from the end of a round to the end of the next.
+        idle: Share of a core in use while nothing is asked.
+        peak_kib: Largest resident memory.
+        resident_kib: Resident memory after each round.
+        files: Open files after each round.
+        database_bytes: Size of the database on disk after each round.
+        refused: Replies that were refused, which should be none.
+    """
+
+    rounds_s: list[float] = field(default_factory=list)
+    idle: float = 0.0
+    peak_kib: int = 0
+    resident_kib: list[int] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    database_bytes: list[int] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+
+def process_seconds(pid: int) -> float:
+    """Return the processor seconds that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def coordinate(setting: Setting) -> Measured:
+    """Be the coordinator of a run and measure it."""
+    state = Path(setting.folder) / "coordinator"
+    state.mkdir()
+    database = state / "flower.sqlite" if setting.database else Path(":flwr-in-memory:")
+    link = SuperLink(
+        ("127.0.0.1", setting.port),
+        setting.key("tls/server.crt"),
+        setting.key("tls/server.key"),
+        database,
+    )
+    pems = {n: node_public_pem(setting.key(f"{n}.node.pub").read_text()) for n in setting.names}
+    identities = {n: load_public_key(setting.key(f"{n}.pub")) for n in setting.names}
+    seals = Seals(load_private_key(setting.key("coordinator.pem")), identities)
+    found = Measured()
+    link.start(pems)
+    try:
+        with link.grid() as grid:
+            transport = GridTransport(grid, link.nodes(pems), seals=seals)
+            while len(transport.sites()) < setting.sites:
+                time.sleep(0.2)
+            _run(setting, transport, state, found)
+            used, before = process_seconds(os.getpid()), time.monotonic()
+            time.sleep(_IDLE_S)
+            found.idle = (process_seconds(os.getpid()) - used) / (time.monotonic() - before)
+    finally:
+        link.stop()
+    found.peak_kib = _status("VmHWM")
+    return found
+
+
+def _run(setting: Setting, transport: GridTransport, state: Path, found: Measured) -> None:
+    values = template("simulation")
+    conf = load_values(SimulationConf, values, ["privacy.record.enabled=false"]).conf
+    layout = Layout((TensorEntry("weight", (setting.floats,), "float32", "shared", 0),))
+    folder = RunFolder.create(state / "runs", "benchmark", "")
+    agreement = Agreement(
+        folder.name, conf.task, conf.strategy, setting.rounds, conf.seed, conf.privacy
+    )
+    last = time.monotonic()
+
+    def heard(event: Event) -> None:
+        nonlocal last
+        if event["event"] == "reply.refused":
+            found.refused.append(f"{event['site']}: {event['code']} {event['why']}")
+        if event["event"] == "round.closed":
+            last, before = time.monotonic(), last
+            found.rounds_s.append(last - before)
+            found.resident_kib.append(_status("VmRSS"))
+            found.files.append(len(list(Path("/proc/self/fd").iterdir())))
+            found.database_bytes.append(sum(p.stat().st_size for p in state.glob("flower.sqlite*")))
+            print(f"round {event['round']} {last - before:.2f} s {_status('VmRSS') // 1024} MiB, "
+                  f"peak {_status('VmHWM') // 1024} MiB", flush=True)  # fmt: skip
+
+    log = EventLog(folder.events, (heard,))
+    coordinator = Coordinator(
+        agreement, Rounds(setting.rounds, 1.0, setting.sites, evaluate=False), layout,
+        MetricsPlan.of(conf.task), fedavg(), folder=folder, log=log, pace=Pace(10.0),
+    )  # fmt: skip
+    coordinator.run(transport, np.zeros(setting.floats, np.float32))
+    log.close()
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+class Idle:
+    """Answers every ask at once with an update of its own.
+
+    Args:
+        number: Number of the site.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._update: np.ndarray[Any, Any] | None = None
+
+    def asked(self, ask: Ask) -> Reply:
+        """Return an update that no other site sends, and not this one in another round."""
+        size = ask.vectors["model"].size
+        if self._update is None:
+            generator = np.random.default_rng(self._number)
+            self._update = 1e-3 * generator.standard_normal(size, dtype=np.float32)
+        delta = self._update * np.float32(1 + ask.round_number / 1024)
+        return Reply("", update=Update(ask.layout, {DELTA: delta}, 1.0))
+
+    def offered(self, offer: Offer) -> OfferReply:
+        """Agree to nothing: there is no offer in this benchmark."""
+        raise NotImplementedError
+
+    def pushed(self, step: PushStep) -> PushReply:
+        """Take nothing."""
+        raise NotImplementedError
+
+
+def take_part(setting: Setting, name: str) -> None:
+    """Be one site, until the SuperNode ends or this process is told to."""
+    state = Path(setting.folder) / name
+    state.mkdir()
+    secret = state / "secret"
+    secret.write_bytes(os.urandom(32))
+    secret.chmod(0o600)
+    port = setting.port + 1 + setting.names.index(name)
+    command = supernode_command(
+        coordinator=f"127.0.0.1:{setting.port}",
+        ca=setting.key("tls/ca.crt"),
+        node_key=setting.key(f"{name}.node"),
+        secret=secret,
+        port=port,
+    )
+    node = subprocess.Popen(command, env=supernode_environment(state))  # noqa: S603
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        serve(
+            Idle(setting.names.index(name)),
+            name=name,
+            identity=load_private_key(setting.key(f"{name}.pem")),
+            coordinator=load_public_key(setting.key("coordinator.pub")),
+            port=port,
+            secret=secret.read_bytes(),
+            stop=stop,
+        )
+    finally:
+        node.terminate()
+        node.wait()
+
+
+def main() -> None:
+    """Be the process that the arguments name, and print what was measured."""
+    role, written, *names = sys.argv[1:]
+    setting = Setting(**json.loads(written))
+    if role == "coordinator":
+        found = coordinate(setting)
+        (Path(setting.folder) / "measured.json").write_text(json.dumps(asdict(found)))
+    elif role == "site":
+        take_part(setting, names[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What lepton-fed changes in a SuperNode of flwr: private names too, beside those of ``compat``.
+
+They hold for flwr 1.41; tests/unit/flower/test_compat_contract.py checks each, and fails first when
+flwr changes them. Each acts on the process that calls it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+import types
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import httpx
+from flwr.supercore.run import RunNotRunningException
+
+__all__ = [
+    "HeldTasks",
+    "cap_retry_waits",
+    "cap_supernode_polls",
+    "drop_messages_of_ended_runs",
+    "end_with_the_heartbeat",
+    "hasten_heartbeats",
+    "run_supernode",
+    "tell_refused_signatures",
+]
+
+_REPLY_LOOK_S = 0.02
+_HOLD_S = 2.0
+_HOLD_LOOK_S = 0.02
+_ACQUIRE_PATH = "/v1/runtime/acquire-task"
+
+
+def cap_supernode_polls(seconds: float) -> None:
+    """Let the SuperNode of this process look for messages at least this often (stock: 3 s).
+
+    While a message is worked on it looks for the reply (stock: each 0.5 s), which is in its own
+    memory; and only then is there a task, so that whoever asks for one is held until then.
+
+    Args:
+        seconds: Longest wait between two looks for messages.
+    """
+    from flwr.supernode import main, start_client_internal
+
+    taken = threading.Event()
+
+    def sleep(wanted: float) -> None:
+        if wanted < 1:
+            taken.set()
+        time.sleep(min(wanted, _REPLY_LOOK_S if wanted < 1 else seconds))
+
+    made = main.create_app
+
+    def create_app(*args: Any, **settings: Any) -> Any:
+        return HeldTasks(made(*args, **settings), taken)
+
+    vars(start_client_internal)["time"] = types.SimpleNamespace(sleep=sleep)
+    vars(main)["create_app"] = create_app
+
+
+class HeldTasks:
+    """The SuperNode's Runtime API, which lets whoever asks for a task wait until there is one.
+
+    A SuperNode makes a task before it has stored the message that the task is about; whoever takes
+    it in between loses the message. Here nobody is let through before both are there.
+
+    Args:
+        app: The API.
+        taken: Set while a message is whole and waits for its reply.
+        hold_s: Seconds after which the answer is that there is none.
+    """
+
+    def __init__(self, app: Any, taken: threading.Event, hold_s: float = _HOLD_S) -> None:
+        self._app = app
+        self._taken = taken
+        self._hold_s = hold_s
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        """Answer a request."""
+        if scope.get("path") == _ACQUIRE_PATH:
+            clock = asyncio.get_running_loop().time
+            until = clock() + self._hold_s
+            while not self._taken.is_set() and clock() < until:
+                await asyncio.sleep(_HOLD_LOOK_S)
+            if not self._taken.is_set():
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            self._taken.clear()
+        await self._app(scope, receive, send)
+
+
+def drop_messages_of_ended_runs() -> None:
+    """Let the SuperNode of this process forget a message whose run ends while it is received.
+
+    Stock leaves the task without its message, and whoever takes the task waits for ever. A
+    coordinator that is started again ends the run that it had opened before, so this is no rarity.
+    """
+    from flwr.supernode import start_client_internal
+
+    pull = vars(start_client_internal)["pull_objects"]
+
+    def pull_or_fail(*arguments: Any, **settings: Any) -> Any:
+        try:
+            return pull(*arguments, **settings)
+        except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
+            raise InterruptedError("its run has ended") from error
+
+    vars(start_client_internal)["pull_objects"] = pull_or_fail
+
+
+def hasten_heartbeats(interval_s: int) -> None:
+    """Let the SuperNode of this process promise a heartbeat this often (stock: 30 s, least: 10 s).
+
+    The SuperLink takes a SuperNode for online until twice that has passed without one, and refuses
+    to let the same node in again meanwhile: so long is a killed one lost at least.
+    """
+    from flwr.supercore import heartbeat
+    from flwr.supernode import fleet_http_connection
+
+    vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = interval_s
+    vars(fleet_http_connection)["HEARTBEAT_DEFAULT_INTERVAL"] = interval_s
+
+
+def cap_retry_waits(seconds: int) -> None:
+    """Let the SuperNode of this process try the coordinator at least this often (stock: 20 s)."""
+    from flwr.supercore import heartbeat
+    from flwr.supercore.retry import exponential, http_retry
+
+    vars(http_retry)["MAX_RETRY_DELAY"] = seconds
+    vars(heartbeat)["exponential"] = lambda max_delay: exponential(
+        max_delay=min(max_delay, seconds)
+    )
+
+
+def end_with_the_heartbeat() -> None:
+    """End the SuperNode of this process when its heartbeat ends of an error.
+
+    Stock goes on without: the SuperLink then takes it for offline, and nobody asks it any more.
+    """
+    from flwr.supercore import log
+    from flwr.supercore.heartbeat import HeartbeatSender
+
+    beat = HeartbeatSender._run
+
+    def run(self: HeartbeatSender) -> None:
+        try:
+            beat(self)
+        except Exception as error:  # noqa: BLE001 - whatever it was, a new process starts afresh
+            log(logging.ERROR, "The heartbeat ended: %s", error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    HeartbeatSender._run = run  # type: ignore[method-assign]
+
+
+def tell_refused_signatures(words: str) -> None:
+    """Say so in the SuperNode's log when its signature was refused; stock ends without a word."""
+    from flwr.supercore import log
+    from flwr.supernode import fleet_http_connection
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    class Telling(NodeAuthHttpInterceptor):
+        """Signs, and looks at the answer."""
+
+        def intercept(self, context: Any, call_next: Callable[[Any], httpx.Response]) -> Any:
+            """Sign and go on."""
+            response = super().intercept(context, call_next)
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                log(logging.ERROR, words)
+            return response
+
+    vars(fleet_http_connection)["NodeAuthHttpInterceptor"] = Telling
+
+
+def run_supernode() -> None:
+    """Run ``flower-supernode`` in this process, with its arguments from ``sys.argv``."""
+    from flwr.supernode.cli import flower_supernode
+
+    flower_supernode()
