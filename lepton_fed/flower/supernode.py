@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 __all__ = ["REFUSED_SIGNATURE", "main", "supernode_command", "supernode_environment"]
@@ -77,7 +78,14 @@ def main() -> None:
     compat.cap_retry_waits(_RETRY_S)
     compat.end_with_the_heartbeat()
     compat.tell_refused_signatures(REFUSED_SIGNATURE)
-    compat.run_supernode()
+    try:
+        compat.run_supernode()
+    except Exception:  # noqa: BLE001 - said, and ended all the same
+        traceback.print_exc()
+    # It comes back when it gave the connection up; its API's thread would keep it up for ever,
+    # deaf and without a node.
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _watch(parent: int) -> None:
