@@ -34,8 +34,11 @@ _LOOK_S = 1.0
 _HUNG_LOOKS = 60
 _HUNG_LOOKS_READING = 300  # a reader may wait for somebody's database
 
+# What another child may be spared. A ledger that could not be written takes no charge until it is
+# opened again; an import that failed half-way, on a full disk, fails for the life of its process.
 _LEDGER_FAILED = "LF4202"
-"""A ledger that could not be written takes no charge until it is opened again: by a new child."""
+_UNEXPECTED = "LF5301"
+_MOST_UNEXPECTED = 2  # in a row: the first may be the round's, and a child holds a run's state
 
 _log = logging.getLogger("lepton_fed.site")
 
@@ -62,6 +65,7 @@ class TrainingChild:
         self._ready = ""
         self._busy = False
         self._closed = False
+        self._unexpected = 0
 
     def begin(self, agreement: Agreement) -> None:
         """Get the child ready for a run, unless it is.
@@ -80,6 +84,8 @@ class TrainingChild:
             {"do": "begin", "agreement": plain(agreement)}, {}, _BEGIN_S, _HUNG_LOOKS_READING
         )
         if "problems" in head:
+            if any(problem["code"] == _UNEXPECTED for problem in head["problems"]):
+                self._drop()
             raise Refused([Problem(**problem) for problem in head["problems"]])
         self._ready = agreement.digest
 
@@ -127,7 +133,10 @@ class TrainingChild:
             said = head["update"]
             update = Update(said["layout"], vectors, said["weight"], said["norms"])
         refusal = Problem(**head["refusal"]) if head["refusal"] else None
-        if refusal is not None and refusal.code == _LEDGER_FAILED:
+        code = refusal.code if refusal else ""
+        self._unexpected = self._unexpected + 1 if code == _UNEXPECTED else 0
+        if code == _LEDGER_FAILED or self._unexpected >= _MOST_UNEXPECTED:
+            self._unexpected = 0
             self._drop()
         return Reply(
             site,

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 __all__ = ["REFUSED_SIGNATURE", "main", "supernode_command", "supernode_environment"]
@@ -78,7 +79,14 @@ def main() -> None:
     compat_supernode.cap_retry_waits(_RETRY_S)
     compat_supernode.end_with_the_heartbeat()
     compat_supernode.tell_refused_signatures(REFUSED_SIGNATURE)
-    compat_supernode.run_supernode()
+    try:
+        compat_supernode.run_supernode()
+    except Exception:  # noqa: BLE001 - said, and ended all the same
+        traceback.print_exc()
+    # It comes back when it gave the connection up; its API's thread would keep it up for ever,
+    # deaf and without a node.
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _watch(parent: int) -> None:

@@ -296,16 +296,29 @@ def test_an_answer_is_watched_more_closely_than_the_reading_of_rows(conf, child_
     child.close()
 
 
-def test_a_child_whose_ledger_could_not_be_written_is_replaced(conf, child_of):
-    failed = '{"code": "LF4202", "what": "the ledger cannot be written"}'
+@pytest.mark.parametrize(("code", "times"), [("LF4202", 1), ("LF5301", 2)])
+def test_a_child_that_another_may_do_better_than_is_replaced(conf, child_of, code, times):
+    failed = f'{{"code": "{code}", "what": "it failed"}}'
     child = child_of(conf, python(ECHO.replace('"refusal": None', f'"refusal": {failed}')))
     agreement = agreement_for()
-    child.begin(agreement)
-    first = child._process.pid
-    assert child.answer("north", ask_for(agreement), LONG_S).refusal.code == "LF4202"
-    child.begin(agreement)
-    assert child._process.pid != first
-    assert gone(first)
+    pids = []
+    for _ in range(times + 1):
+        child.begin(agreement)
+        pids.append(child._process.pid)
+        assert child.answer("north", ask_for(agreement), LONG_S).refusal.code == code
+    assert len(set(pids[:times])) == 1
+    assert pids[times] != pids[0]
+    assert gone(pids[0])
+
+
+def test_a_child_that_cannot_begin_for_no_good_reason_is_replaced(conf, child_of):
+    failed = '"problems": [{"code": "LF5301", "what": "it could not begin"}], "ready"'
+    child = child_of(conf, python(ECHO.replace('"ready"', failed)))
+    for _ in range(2):
+        with pytest.raises(LeptonError) as caught:
+            child.begin(agreement_for())
+        assert caught.value.code == "LF5301"
+        assert child._process is None
 
 
 @pytest.mark.parametrize("code", [GARBLED, LIAR])

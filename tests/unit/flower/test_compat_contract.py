@@ -11,6 +11,8 @@ import logging
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 import types
 from dataclasses import fields
@@ -83,6 +85,7 @@ from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
 from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode import fleet_http_connection
+from flwr.supernode.cli import flower_supernode
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -343,6 +346,34 @@ def test_a_supernode_does_not_wait_long_for_a_coordinator_that_is_away(
     for invoker in invokers:
         waits = invoker.wait_gen_factory()
         assert [next(waits) for _ in range(6)] == [1, 2, 4, 5, 5, 5]
+
+
+def test_a_supernode_that_gave_its_connection_up_ends(tmp_path: Path) -> None:
+    """Stock leaves a thread behind that keeps the process up; the shim does not."""
+    thread = inspect.getsource(sys.modules[flower_supernode.__module__]._start_supernode_http_api)
+    assert "threading.Thread(target=server.run, name=" in thread
+    assert "daemon" not in thread
+    code = (
+        "import threading\n"
+        "from lepton_fed.flower import compat_supernode, supernode\n"
+        "def gives_up():\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    {0}\n"
+        "compat_supernode.run_supernode = gives_up\n"
+        "supernode.main()\n"
+    )
+    for end in ("return", "raise ValueError('no line')"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(end)],
+            cwd=tmp_path,
+            env={**os.environ, "FLWR_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 1, done.stderr
+        assert ("ValueError: no line" in done.stderr) == (end != "return")
 
 
 def test_a_supernode_ends_with_its_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
