@@ -57,14 +57,19 @@ def party(setting: Setting, role: str, *names: str) -> Iterator[subprocess.Popen
             process.wait()
 
 
-def measure(sites: int, floats: int, rounds: int, *, database: bool = True) -> Measured:
-    """Run a federation of real sites and return what the coordinator measured."""
+def measure(
+    sites: int, floats: int, rounds: int, *, database: bool = True, stand_ins: bool = False
+) -> Measured:
+    """Run a federation and return what the coordinator measured."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as parties:
         setting = Setting(folder, _free_ports(sites + 1), sites, floats, rounds, database)
         make_keys(setting)
         coordinator = parties.enter_context(party(setting, "coordinator"))
-        for name in setting.names:
-            parties.enter_context(party(setting, "site", name))
+        if stand_ins:
+            parties.enter_context(party(setting, "stand-ins"))
+        else:
+            for name in setting.names:
+                parties.enter_context(party(setting, "site", name))
         coordinator.wait(600)
         path = Path(folder) / "measured.json"
         if not path.exists() or os.environ.get("SHOW"):

@@ -17,12 +17,13 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.setting import Measured, Setting
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import load_values
 from lepton_fed.config.schema import Rounds, SimulationConf
@@ -43,62 +44,9 @@ from lepton_fed.server.rounds import Coordinator
 from lepton_fed.strategies.base import DELTA
 from lepton_fed.strategies.fedavg import fedavg
 
-__all__ = ["Measured", "Setting", "process_seconds"]
+__all__ = ["process_seconds"]
 
 _IDLE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One federation to measure.
-
-    Args:
-        folder: Holds keys and state.
-        port: Port of the coordinator.
-        sites: How many there are.
-        floats: Size of the model.
-        rounds: How many are done.
-        database: SQLite in the state folder, or nothing on disk.
-    """
-
-    folder: str
-    port: int
-    sites: int
-    floats: int
-    rounds: int
-    database: bool = True
-
-    @property
-    def names(self) -> list[str]:
-        """Return the names of the sites."""
-        return [f"site-{number:02d}" for number in range(self.sites)]
-
-    def key(self, name: str) -> Path:
-        """Return the path of a key."""
-        return Path(self.folder) / "keys" / name
-
-
-@dataclass
-class Measured:
-    """What a coordinator measured of itself.
-
-    Args:
-        rounds_s: Seconds from the end of a round to the end of the next.
-        idle: Share of a core in use while nothing is asked.
-        peak_kib: Largest resident memory.
-        resident_kib: Resident memory after each round.
-        files: Open files after each round.
-        database_bytes: Size of the database on disk after each round.
-        refused: Replies that were refused, which should be none.
-    """
-
-    rounds_s: list[float] = field(default_factory=list)
-    idle: float = 0.0
-    peak_kib: int = 0
-    resident_kib: list[int] = field(default_factory=list)
-    files: list[int] = field(default_factory=list)
-    database_bytes: list[int] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
 
 
 def process_seconds(pid: int) -> float:
@@ -246,6 +194,10 @@ def main() -> None:
         (Path(setting.folder) / "measured.json").write_text(json.dumps(asdict(found)))
     elif role == "site":
         take_part(setting, names[0])
+    elif role == "stand-ins":
+        from benchmarks.stand_ins import stand_in
+
+        stand_in(setting)
 
 
 if __name__ == "__main__":
