@@ -43,6 +43,7 @@ from flwr.proto.runtime_pb2 import (
 from flwr.supercore import sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import (
@@ -75,6 +76,7 @@ __all__ = [
     "NODE_HEADER",
     "PULL_PATH",
     "AppExitException",
+    "FlowerError",
     "Heartbeat",
     "PrivateGrid",
     "SecretHeader",

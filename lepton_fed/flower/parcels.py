@@ -26,6 +26,7 @@ from lepton_fed.core.exchange import legible
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, UpdateRefused
 from lepton_fed.flower import compat
+from lepton_fed.flower.failures import telling
 
 __all__ = ["FiledArray", "FiledVector", "Parts", "Post", "unpack"]
 
@@ -134,8 +135,13 @@ class Post:
         parts: The SuperLink.
         folder: For the files of large arrays; what an earlier process left there is removed.
         sent: Called when messages were put out.
+
+    Raises:
+        RunError: LF5017, LF5018, LF5019 or LF5209, also from each method: the SuperLink failed, or
+            the folder cannot be written.
     """
 
+    @telling()
     def __init__(self, parts: Parts, folder: Path, sent: Callable[[], None] = lambda: None) -> None:
         self._parts = parts
         self._folder = folder
@@ -146,10 +152,12 @@ class Post:
         for left in folder.iterdir():
             left.unlink()
 
+    @telling()
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are online."""
         return self._parts.get_node_ids()
 
+    @telling()
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Put messages out and return their ids, empty for one that could not be."""
         messages = list(messages)
@@ -171,7 +179,8 @@ class Post:
                 continue
             reply, root, reading = self._arriving[message_id]
             try:
-                next(reading)
+                with telling(str(self._folder)):
+                    next(reading)
                 continue  # a part of it is on its way
             except StopIteration as end:
                 whole = compat.with_content(reply, end.value)
@@ -185,6 +194,7 @@ class Post:
                 _remove_files(whole)
                 del whole
 
+    @telling()
     def drop_messages(self, message_ids: Iterable[str]) -> list[str]:
         """Drop the replies to these messages that came, unread, and what was sent.
 
@@ -202,6 +212,7 @@ class Post:
             self._forget(message_id, root)
         return came
 
+    @telling()
     def _claim(self, message_ids: list[str]) -> None:
         new = [message_id for message_id in message_ids if message_id not in self._arriving]
         if not new:
@@ -213,6 +224,7 @@ class Post:
             )  # fmt: skip
             self._arriving[answered] = (reply, root, reading)
 
+    @telling()
     def _forget(self, message_id: str, root: str) -> None:
         self._parts.forget(root)
         self._arriving.pop(message_id)

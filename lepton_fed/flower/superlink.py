@@ -16,7 +16,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import uvicorn
 
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.flower import compat
+from lepton_fed.flower.failures import check_database, telling
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 from lepton_fed.flower.parcels import Post as Grid
 
@@ -46,10 +47,12 @@ class SuperLink:
         database: SQLite file; what is large in a reply is put beside it while it is read.
 
     Raises:
-        RunError: LF5011, the address cannot be listened on, or the SuperLink does not start.
+        RunError: LF5011, the address cannot be listened on, or the SuperLink does not start;
+            LF5017, LF5018, LF5019 or LF5209, also from each method: its database cannot be used.
     """
 
     def __init__(self, listen: tuple[str, int], certificate: Path, key: Path, database: Path):
+        check_database(database)
         compat.hasten_pulls()
         self._taken = secrets.token_bytes(32)
         secret = secrets.token_hex(32)
@@ -118,6 +121,7 @@ class SuperLink:
         for listening in self._sockets:
             listening.close()
 
+    @telling()
     def enrol(self, keys: Mapping[str, bytes]) -> None:
         """Make the register hold these node keys and no others.
 
@@ -140,6 +144,7 @@ class SuperLink:
                             remedy="let the site make a new node key and enrol with it")
                 )  # fmt: skip
 
+    @telling()
     def nodes(self, keys: Mapping[str, bytes]) -> dict[str, int]:
         """Return the node id of each site, by name.
 
@@ -149,6 +154,7 @@ class SuperLink:
         by_key = {pem: node for node, (pem, _) in compat.registered_nodes(self._control).items()}
         return {name: by_key[pem] for name, pem in keys.items() if pem in by_key}
 
+    @telling()
     def online(self, keys: Mapping[str, bytes]) -> list[str]:
         """Return the names of the sites whose node is online.
 
@@ -168,18 +174,33 @@ class SuperLink:
             RunError: LF5012, the task could not be taken.
         """
         app = codeless_app()
-        run = compat.start_run(self._control, app, hashlib.sha256(app).hexdigest())
-        executor = compat.executor_client(self._address, self._taken, self._header)
-        grid, context = self._take(executor, run)
+        with telling():
+            run = compat.start_run(self._control, app, hashlib.sha256(app).hexdigest())
+            executor = compat.executor_client(self._address, self._taken, self._header)
+            grid, context = self._take(executor, run)
         heartbeat = compat.Heartbeat(grid.runtime)
         heartbeat.start()
-        completed = False
         try:
             yield Grid(grid, self._replies, self._bell.ring)
-            completed = True
-        finally:
-            heartbeat.stop()
+        except BaseException:
+            with suppress(RunError):  # what the SuperLink fails of now is what the body failed of
+                self._end(grid, context, heartbeat, completed=False)
+            raise
+        self._end(grid, context, heartbeat, completed=True)
+
+    @telling()
+    def _end(
+        self,
+        grid: compat.PrivateGrid,
+        context: Any,
+        heartbeat: compat.Heartbeat,
+        *,
+        completed: bool,
+    ) -> None:
+        heartbeat.stop()
+        try:
             compat.finish_server_task(grid, context, completed=completed)
+        finally:
             grid.close()
 
     def _take(self, executor: Any, run: int) -> tuple[compat.PrivateGrid, Any]:

@@ -92,7 +92,7 @@ class Federation:
             wanted: Names of the sites to wait for, when not for all of the roster.
 
         Raises:
-            RunError: LF5004, the quorum was not reached in time, or cannot be reached any more.
+            RunError: LF5004, the quorum was not reached in time; LF5005, too many sites refused.
         """
         until = self._clock() + self._gather_s
         waiting = set(wanted or self._names)
@@ -109,7 +109,7 @@ class Federation:
         """Return the names of the sites that agreed and are online; wait for the quorum.
 
         Raises:
-            RunError: LF5004, the quorum is not online in time.
+            RunError: LF5004, the quorum is not online in time; LF5005, too many sites refused.
         """
         until = self._clock() + self._gather_s
         while True:
@@ -169,13 +169,21 @@ class Federation:
         return [name for name in self._names if name not in self._refused]
 
     def _require(self, ready: int) -> None:
-        if ready < self._quorum:
-            absent = ", ".join(n for n in self._names if n not in self._agreed) or "none"
+        if ready >= self._quorum:
+            return
+        if len(self._possible()) < self._quorum:
+            refused = ", ".join(sorted(self._refused))
             raise RunError(
-                Problem("LF5004", f"{ready} sites are ready, the quorum is {self._quorum}",
-                        key="rounds.quorum", remedy=f"start these sites, or look at what they "
-                        f"refused: {absent}")
+                Problem("LF5005", f"{len(self._refused)} of {len(self._names)} sites refused the "
+                        f"run, the quorum is {self._quorum}", key="rounds.quorum",
+                        remedy=f"the event log says why these sites refused: {refused}")
             )  # fmt: skip
+        absent = ", ".join(n for n in self._names if n not in self._agreed) or "none"
+        raise RunError(
+            Problem("LF5004", f"{ready} sites are ready, the quorum is {self._quorum}",
+                    key="rounds.quorum", remedy=f"start these sites, or look at what they "
+                    f"refused: {absent}")
+        )  # fmt: skip
 
 
 _NOT_HEARD = frozenset({"LF5303", "LF5304", "LF5306"})

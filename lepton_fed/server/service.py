@@ -46,6 +46,12 @@ __all__ = ["Finished", "Service", "address_of", "serve"]
 _LOOK_S = 0.5
 _PUSH_S = 120.0
 
+_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210"})
+"""A disk or Flower's SuperLink failed: nothing can be done in this process any more."""
+
+_ABSENT = frozenset({"LF5001", "LF5004"})
+"""The sites are not there: a later start may find them."""
+
 _log = logging.getLogger("lepton_fed.server")
 
 
@@ -78,6 +84,10 @@ def serve(
     executed a second time unless that is asked for: the system may start a service again at any
     time, and every run costs the sites of their budget.
 
+    What a new start may mend ends the service, so that the system starts it again and the run goes
+    on: a full disk, a database that is damaged or locked, sites that are not there. What only a
+    person can mend is told, and the service stays.
+
     Args:
         loaded: The conf.
         once: End after the conf's run.
@@ -88,8 +98,8 @@ def serve(
         stop: Set to end; between runs.
 
     Raises:
-        LeptonError: Conf, keys, roster, certificate or address are wrong; with ``once`` also
-            whatever ended the run.
+        LeptonError: Conf, keys, roster, certificate or address are wrong; what a new start may
+            mend ended a run; with ``once``, whatever ended the run.
     """
     service = Service(loaded.conf, listeners)
     with service.jobs.owned():
@@ -161,7 +171,7 @@ def _work(
             try:
                 told(service.run(turn, grid))
             except LeptonError as error:
-                if once:
+                if once or error.code in _BROKEN | _ABSENT:
                     raise
                 service.monitor.failed(error.code)
                 _tell(turn.loaded, error)
@@ -174,12 +184,14 @@ def _work(
 def _do(
     service: Service, name: str, job: Job, grid: Grid, told: Callable[[Finished], None]
 ) -> dict[str, Any]:
-    """Do a job; what goes wrong is its result."""
+    """Do a job; what goes wrong is its result, unless it can be done after a new start."""
     try:
         if job.kind == "push":
             return service.push(Path(job.path), grid)
         turn = _Turn(load_conf(Path(job.path), [], kind=ServerConf), job=name)
     except LeptonError as error:
+        if error.code in _BROKEN:
+            raise
         return _failed(error)
     return _execute(service, turn, grid, told)
 
@@ -193,6 +205,8 @@ def _execute(
         told(finished)
         return {"run": finished.folder.name, "folder": str(finished.folder.path)}
     except LeptonError as error:
+        if error.code in _BROKEN:
+            raise
         service.ongoing.end()
         return _failed(error)
 

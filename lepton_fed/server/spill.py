@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_fed.core.layout import Vector
+from lepton_fed.runs.files import writing
 
 __all__ = ["Spill"]
 
@@ -21,11 +22,15 @@ class Spill:
         folder: An empty or missing folder, removed by :meth:`close`.
         round_number: Round, from 1.
         size: Length of a vector, in elements.
+
+    Raises:
+        RunError: LF5209, also from :meth:`add`: it cannot be written.
     """
 
     def __init__(self, folder: Path, round_number: int, size: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a killed round's leavings
-        folder.mkdir(parents=True)
+        with writing(folder):
+            folder.mkdir(parents=True)
         self._folder = folder
         self._round = round_number
         self._size = size
@@ -44,7 +49,9 @@ class Spill:
     def add(self, site: str, vectors: Mapping[str, Vector], weight: float) -> None:
         """Write one site's update."""
         for name, vector in vectors.items():
-            vector.astype("<f4", copy=False).tofile(self._path(site, name))
+            path = self._path(site, name)
+            with writing(path):
+                vector.astype("<f4", copy=False).tofile(path)
         self._weights[site] = weight
 
     def weight(self, site: str) -> float:

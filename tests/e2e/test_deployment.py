@@ -146,7 +146,7 @@ def test_runs_come_one_after_another_and_repeat_to_the_bit(federation: Deploymen
         "runs", "submit", "--conf", "server.yaml", *PLAIN, "rounds.count=101",
         cwd=federation.root, code=5,
     )  # fmt: skip
-    assert "LF5004" in refused.stderr  # every site's policy allows 100 rounds
+    assert "LF5005" in refused.stderr  # every site's policy allows 100 rounds
     assert {e["code"] for e in federation.events() if e["event"] == "site.refused"} == {"LF4603"}
 
 

@@ -59,6 +59,7 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import heartbeat, sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, SQLITE_PRAGMAS, TaskType
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils
@@ -119,6 +120,13 @@ def test_compat_offers_what_is_checked_here() -> None:
     )
     names = {name.strip() for _, listed in private for name in listed.split(",") if name.strip()}
     assert {name.split(" as ")[0] for name in names if name not in checked} == set()
+
+
+def test_what_the_superlink_fails_of_is_an_exception_that_says_why() -> None:
+    assert "raise FlowerError(" in inspect.getsource(runtime_handlers)
+    assert str(FlowerError(1, "no such run")) == "no such run"
+    assert not issubclass(FlowerError, OSError)
+    assert "SQLAlchemyError" in inspect.getsource(sql_mixin)
 
 
 def parameters(of: object) -> set[str]:

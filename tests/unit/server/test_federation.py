@@ -134,8 +134,10 @@ def test_without_the_quorum_the_run_says_who_is_missing(world: World) -> None:
 def test_too_many_refusals_end_the_run_at_once(world: World) -> None:
     for site in "bc":
         world.line.says[site] = lambda s=site: OfferReply(s, refusal=NO)
-    with pytest.raises(RunError):
+    with pytest.raises(RunError) as failed:
         world.federation().gather()
+    assert failed.value.code == "LF5005"
+    assert "b, c" in failed.value.problems[0].remedy
     assert world.now == 0.0
 
 
