@@ -43,7 +43,7 @@ from flwr.proto.runtime_pb2 import (
 from flwr.supercore import sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import FlowerError
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import (
@@ -303,7 +303,12 @@ class PrivateGrid(HttpGrid):
         return self._runtime_client
 
     def get_node_ids(self) -> list[int]:
-        """Return the ids of the nodes that are online."""
+        """Return the ids of the nodes that are online.
+
+        Raises:
+            FlowerError: The SuperLink has ended the task.
+        """
+        self._require_task()
         found = runtime_handlers.get_nodes(GetNodesRequest(), self._state, self._task)
         return [node.node_id for node in found.nodes]
 
@@ -312,7 +317,11 @@ class PrivateGrid(HttpGrid):
 
         One part after another is made into bytes and stored: of a model that goes to many sites no
         further copy is held than what is stored.
+
+        Raises:
+            FlowerError: The SuperLink has ended the task: it would take no message.
         """
+        self._require_task()
         messages = list(messages)
         objects: dict[str, Any] = {}
         trees = []
@@ -330,6 +339,18 @@ class PrivateGrid(HttpGrid):
                 content = objects.pop(part).deflate()
                 self._state.store_object(self._task.run_id, pushed.session_id, part, content)
         return list(pushed.message_ids)
+
+    def _require_task(self) -> None:
+        """Tell a task that was ended from sites that are not there.
+
+        The SuperLink ends a task whose heartbeat it has not heard for a minute, also when it was
+        asleep itself, and its run with it.
+        """
+        if self._state.get_task_by_token(self._token) is None:
+            raise FlowerError(
+                ApiErrorCode.NO_PERMISSIONS, "it ended the coordinator's own task, whose heartbeat "
+                "it had not heard for a minute"
+            )  # fmt: skip
 
     def claim(self, message_ids: Iterable[str]) -> Iterator[tuple[Message, str]]:
         """Take the replies to these messages that came since the last time.

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import os
 import secrets
 import socket
 import threading
@@ -34,6 +36,8 @@ APP_ID = "lepton/fed"
 """The app that every run of lepton-fed names; sites answer no other."""
 
 _LOOPBACK = "127.0.0.1"
+
+_log = logging.getLogger("lepton_fed.server")
 _START_S = 30.0
 
 
@@ -53,6 +57,7 @@ class SuperLink:
 
     def __init__(self, listen: tuple[str, int], certificate: Path, key: Path, database: Path):
         check_database(database)
+        _tell_in_lines()
         compat.hasten_pulls()
         self._taken = secrets.token_bytes(32)
         secret = secrets.token_hex(32)
@@ -66,7 +71,7 @@ class SuperLink:
         self._app = app = compat.superlink_app(
             host=_LOOPBACK, port=port, database=str(database), secret=self._taken
         )
-        quiet: dict[str, Any] = {"log_level": "error", "access_log": False}
+        quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "ws": "none"}
         self._sockets = (private, public)
         self._servers = (
             uvicorn.Server(uvicorn.Config(WithSecret(app, secret), **quiet)),
@@ -114,6 +119,8 @@ class SuperLink:
     def stop(self) -> None:
         """Answer no more."""
         self._bell.close()
+        if self._control is not None:
+            self._control.close()
         for server in reversed(self._servers):
             server.should_exit = True
         for thread in self._threads:
@@ -177,16 +184,20 @@ class SuperLink:
         with telling():
             run = compat.start_run(self._control, app, hashlib.sha256(app).hexdigest())
             executor = compat.executor_client(self._address, self._taken, self._header)
-            grid, context = self._take(executor, run)
+            try:
+                grid, context = self._take(executor, run)
+            finally:
+                executor.close()
         heartbeat = compat.Heartbeat(grid.runtime)
         heartbeat.start()
+        completed = False
         try:
             yield Grid(grid, self._replies, self._bell.ring)
-        except BaseException:
-            with suppress(RunError):  # what the SuperLink fails of now is what the body failed of
-                self._end(grid, context, heartbeat, completed=False)
-            raise
-        self._end(grid, context, heartbeat, completed=True)
+            completed = True
+        finally:
+            # What the SuperLink fails of now, the body has met before it, or never will.
+            with suppress(RunError):
+                self._end(grid, context, heartbeat, completed=completed)
 
     @telling()
     def _end(
@@ -221,6 +232,24 @@ class SuperLink:
             Problem("LF5012", "the SuperLink did not hand out the run's task",
                     remedy="start the coordinator again")
         )  # fmt: skip
+
+
+class _Line(logging.Handler):
+    """Hands what Flower logs on to the coordinator's log, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a record on: without colours, statements and values."""
+        said = record.getMessage().strip().splitlines() or [""]
+        _log.log(record.levelno, "flower: %s", said[0])
+
+
+def _tell_in_lines() -> None:
+    flower = logging.getLogger("flwr")
+    for handler in list(flower.handlers):
+        flower.removeHandler(handler)
+    line = _Line()
+    line.setLevel(os.environ["FLWR_LOG_LEVEL"].upper())
+    flower.addHandler(line)
 
 
 def _listening(address: tuple[str, int]) -> socket.socket:

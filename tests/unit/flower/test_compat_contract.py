@@ -59,7 +59,7 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import heartbeat, sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, SQLITE_PRAGMAS, TaskType
 from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.error import FlowerError
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils
@@ -124,7 +124,7 @@ def test_compat_offers_what_is_checked_here() -> None:
 
 def test_what_the_superlink_fails_of_is_an_exception_that_says_why() -> None:
     assert "raise FlowerError(" in inspect.getsource(runtime_handlers)
-    assert str(FlowerError(1, "no such run")) == "no such run"
+    assert str(FlowerError(ApiErrorCode.NO_PERMISSIONS, "no such run")) == "no such run"
     assert not issubclass(FlowerError, OSError)
     assert "SQLAlchemyError" in inspect.getsource(sql_mixin)
 
@@ -211,6 +211,7 @@ def test_the_superlink_of_this_process_is_asked_without_http(tmp_path: Path) -> 
         host="127.0.0.1", port=1, database=str(tmp_path / "f.sqlite"), secret=b"s" * 32
     )
     state = app.state.linkstate_factory.state()
+    assert state.get_task_by_token("none") is None
     assert parameters(state.store_object) == {
         "run_id", "session_id", "object_id", "object_content"
     }  # fmt: skip
