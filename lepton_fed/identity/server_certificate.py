@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.certificates import check_certificate, hosts_of
@@ -25,14 +27,33 @@ class ServerCertificate:
     Args:
         context: Shows it in a handshake.
         digest: SHA-256 of the certificate's and the key's file, hexadecimal.
-        hosts: Names and addresses that it is for.
-        ends: When it is valid no more.
+        chain: The certificate, and those between it and its authority that came with it.
     """
 
     context: ssl.SSLContext
     digest: str
-    hosts: tuple[str, ...]
-    ends: datetime
+    chain: tuple[x509.Certificate, ...]
+
+    @property
+    def hosts(self) -> list[str]:
+        """Return the names and addresses that it is for."""
+        return hosts_of(self.chain[0])
+
+    @property
+    def ends(self) -> datetime:
+        """Return when it is valid no more."""
+        return self.chain[0].not_valid_after_utc
+
+    def is_under(self, authorities: Sequence[x509.Certificate]) -> bool:
+        """Return whether one of these authorities issued it, directly or by way of its chain."""
+        at, rest = self.chain[0], list(self.chain[1:])
+        while not any(_issued(at, authority) for authority in authorities):
+            above = next((each for each in rest if _issued(at, each)), None)
+            if above is None:
+                return False
+            rest.remove(above)
+            at = above
+        return True
 
 
 def load_server_certificate(
@@ -70,5 +91,12 @@ def load_server_certificate(
             Problem("LF4178", f"the key is not that of the certificate {certificate}: {why}",
                     where=str(key), remedy="put both files of one pair in place")
         ) from error  # fmt: skip
-    leaf = x509.load_pem_x509_certificate(shown)
-    return ServerCertificate(context, digest, tuple(hosts_of(leaf)), leaf.not_valid_after_utc)
+    return ServerCertificate(context, digest, tuple(x509.load_pem_x509_certificates(shown)))
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

@@ -18,6 +18,8 @@ from typing import Protocol
 
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.flower.transport import Seals
+from lepton_fed.identity.certificates import parse_authorities
+from lepton_fed.identity.keys import read_key_file
 from lepton_fed.identity.node_key import node_public_pem
 from lepton_fed.identity.roster import Roster, changes, read_roster_file
 from lepton_fed.identity.server_certificate import ServerCertificate, load_server_certificate
@@ -72,6 +74,7 @@ class CertificateInUse:
     Args:
         certificate: Its file, PEM.
         key: File of its private key, PEM.
+        ca: File of the certificate of its authority, which sites trust, PEM.
         ends: Told, in seconds since the epoch, when the one in use is valid no more.
         now: Tells the time.
 
@@ -83,13 +86,15 @@ class CertificateInUse:
         self,
         certificate: Path,
         key: Path,
+        ca: Path,
         ends: Callable[[float], None] = lambda seconds: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._files = (certificate, key)
+        self._ca = ca
         self._told_end = ends
         self._now = now
-        self._watch = FileWatch(certificate, key)
+        self._watch = FileWatch(certificate, key, ca)
         self._shown: ServerCertificate = load_server_certificate(certificate, key, now())
         self._warned: datetime | None = None
         ends(self._shown.ends.timestamp())
@@ -123,10 +128,25 @@ class CertificateInUse:
                         remedy="have one made for these too; or, if no site connects there, start "
                         "the coordinator again")
             )  # fmt: skip
+        if not self._trusted(found) and self._trusted(self._shown):
+            raise Refused(
+                Problem("LF4179", f"no authority in {self._ca} issued the certificate, and sites "
+                        "that trust that file could not connect", where=str(self._files[0]),
+                        key="tls.ca", remedy="when the sites trust its authority, put that one "
+                        "into tls.ca too")
+            )  # fmt: skip
         show(found.context)
         self._shown, self._warned = found, None
         self._told_end(found.ends.timestamp())
         _log.info("certificate.renewed valid until %s", _day(found.ends))
+
+    def _trusted(self, certificate: ServerCertificate) -> bool:
+        """Return whether sites trust it, as far as the coordinator's copy of their file says."""
+        try:
+            authorities = parse_authorities(read_key_file(self._ca, private=False), self._ca)
+        except LeptonError:
+            return False
+        return certificate.is_under(authorities)
 
     def _warn(self) -> None:
         """Say once a day that it ends soon, or has ended."""

@@ -225,7 +225,10 @@ class Service:
         self.ongoing = Ongoing(self._state)
         self._roster = RosterInUse(Path(conf.roster), self._key)
         self._certificate = CertificateInUse(
-            Path(conf.tls.certificate), Path(conf.tls.key), self.monitor.certificate_ends
+            Path(conf.tls.certificate),
+            Path(conf.tls.key),
+            Path(conf.tls.ca),
+            self.monitor.certificate_ends,
         )
         self._link: SuperLink | None = None
         self._watcher = Watcher(
@@ -333,7 +336,8 @@ class Service:
         line, members = self._line(grid)
         online = set(line.sites())
         deadline = Deadline(1.0, len(members.nodes), _PUSH_S)
-        outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
+        with self._roster.followed(members, lambda now, _: line.renew(now.nodes, now.seals)):
+            outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
         found: dict[str, Any] = {name: asdict(outcome) for name, outcome in outcomes.items()}
         for name in sorted(set(members.nodes) - online):
             found[name] = {"absent": True}

@@ -252,3 +252,34 @@ def test_what_is_sealed_with_the_old_identity_is_refused(running: Running, rows:
     assert supervisors(running) == before
     running.others_go_on(mark, SOUTH)
     running.records_hold(SOUTH)
+
+
+@fault(
+    name="a site is taken off the roster in the middle of a run, and enrolled with new keys later",
+    where="site",
+    sees="coordinator: `roster.changed removed`, later `roster.changed added`; site: "
+    "`connection.refused`, later `keys.renewed`, `connection.up`",
+    lost="its contribution to the rounds in between, and to one or two more",
+    normal_s=40,
+)
+def test_a_site_that_is_withdrawn_is_out_at_once_and_back_with_new_keys(
+    running: Running, rows: Rows
+) -> None:
+    mark, before = running.mark(), supervisors(running)
+    lepton("keys", "remove", EAST, cwd=running.root)
+    running.happened(mark, "roster.changed", removed=[EAST])
+    out = running.mark()
+    running.wait_for("three rounds", lambda: len(running.since(out, "round.closed")) >= 3)
+    assert not running.since(out, "reply.accepted", site=EAST)
+    assert all(EAST not in event["cohort"] for event in running.since(out, "round.started"))
+    running.told(mark, EAST, "connection.refused")
+    lepton("keys", "site", EAST, "--out", "keys-east", cwd=running.root)
+    lepton("keys", "enrol", "keys-east/east.enrol.json", cwd=running.root)
+    running.happened(out, "roster.changed", added=[EAST])
+    put(running.root / "keys-east", running.root / "keys", "east.pem", "east.node")
+    running.told(mark, EAST, "keys.renewed changed=identity_key,node_key")
+    running.normal((EAST, rows[0]))
+    running.told(mark, EAST, "connection.up")
+    assert supervisors(running) == before
+    running.others_go_on(mark, EAST)
+    running.records_hold(EAST)

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from lepton_fed.errors import Refused
 from lepton_fed.identity.certificates import (
@@ -18,7 +20,7 @@ from lepton_fed.identity.certificates import (
     make_certificates,
     make_next_certificate,
 )
-from lepton_fed.identity.server_certificate import load_server_certificate
+from lepton_fed.identity.server_certificate import ServerCertificate, load_server_certificate
 
 HOST = "fed.example.org"
 
@@ -47,7 +49,7 @@ def code_of(pair: tuple[Path, Path], now: datetime | None = None) -> str:
 
 def test_a_good_pair_says_for_whom_it_is_and_until_when(pair: tuple[Path, Path]) -> None:
     found = load_server_certificate(*pair)
-    assert found.hosts == (HOST, "localhost", "127.0.0.1")
+    assert found.hosts == [HOST, "localhost", "127.0.0.1"]
     assert found.ends == x509.load_pem_x509_certificate(pair[0].read_bytes()).not_valid_after_utc
     assert "PRIVATE" not in repr(found)
 
@@ -140,3 +142,28 @@ def test_a_file_of_authorities_may_hold_two_of_which_one_has_ended(
     with pytest.raises(Refused) as caught:
         check_authorities(both)
     assert caught.value.code == "LF4163"
+
+
+def test_a_certificate_is_under_an_authority_directly_or_by_way_of_those_between(
+    tmp_path: Path,
+) -> None:
+    now = datetime.now(UTC)
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in "rml"]
+
+    def issued(subject: int, issuer: int) -> x509.Certificate:
+        made = x509.CertificateBuilder(names[issuer], names[subject], keys[subject].public_key())
+        made = made.serial_number(x509.random_serial_number())
+        made = made.not_valid_before(now - timedelta(days=1))
+        made = made.not_valid_after(now + timedelta(days=1))
+        return made.sign(keys[issuer], hashes.SHA256())
+
+    root, between, leaf = issued(0, 0), issued(1, 0), issued(2, 1)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    whole = ServerCertificate(context, "", (leaf, between))
+    assert whole.is_under([root])
+    assert whole.is_under([between])
+    assert not whole.is_under([leaf])
+    assert not whole.is_under([])
+    assert not ServerCertificate(context, "", (leaf,)).is_under([root])
+    assert not ServerCertificate(context, "", (leaf, leaf)).is_under([root])

@@ -22,6 +22,7 @@ from lepton_fed.server.renewal import CertificateInUse, Members, RosterInUse, Wa
 
 DAY = timedelta(days=1)
 PAIR = ("server.crt", "server.key")
+CA = "ca.crt"
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ class Certificates:
         self.now = datetime.now(UTC)
         self.ends: list[float] = []
         self.shown: list[ssl.SSLContext] = []
-        files = (folder / "tls" / name for name in PAIR)
+        files = (folder / "tls" / name for name in (*PAIR, CA))
         self.used = CertificateInUse(*files, self.ends.append, lambda: self.now)
 
     def put(self, source: Path, *names: str) -> None:
@@ -134,6 +135,38 @@ def test_one_that_sites_could_not_trust_any_more_is_refused(
     assert "LF4165" in line
     assert "is not for fed.example.org," in line
     assert not certificates.shown
+
+
+def test_one_of_another_authority_waits_until_the_authority_is_known(
+    certificates: Certificates, heard: pytest.LogCaptureFixture
+) -> None:
+    make_certificates(certificates.folder / "other", ["fed.example.org"])
+    certificates.put(certificates.folder / "other")
+    certificates.look(4)
+    (line,) = said(heard)
+    assert "LF4179" in line
+    assert not certificates.shown
+    ca = certificates.folder / "tls" / CA
+    ca.write_bytes(ca.read_bytes() + (certificates.folder / "other" / CA).read_bytes())
+    certificates.look(4)
+    assert [line.split()[0] for line in said(heard)] == ["certificate.renewed"]
+    assert len(certificates.shown) == 1
+
+
+@pytest.mark.parametrize("known", [None, b"none", "other"])
+def test_where_the_authority_was_never_named_it_is_not_asked_for(
+    certificates: Certificates, heard: pytest.LogCaptureFixture, known: bytes | str | None
+) -> None:
+    make_certificates(certificates.folder / "other", ["fed.example.org"])
+    make_certificates(certificates.folder / "third", ["fed.example.org"])
+    ca = certificates.folder / "tls" / CA
+    ca.unlink()
+    if known is not None:
+        third = (certificates.folder / "third" / CA).read_bytes()
+        ca.write_bytes(third if isinstance(known, str) else known)
+    certificates.put(certificates.folder / "other")
+    certificates.look(4)
+    assert [line.split()[0] for line in said(heard)] == ["certificate.renewed"]
 
 
 def test_its_end_is_told_of_once_a_day_from_two_weeks_before(
