@@ -40,9 +40,9 @@ def said(heard: pytest.LogCaptureFixture) -> list[str]:
 class Certificates:
     """A coordinator's TLS files, on a clock that a test sets."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *hosts: str) -> None:
         self.folder = folder
-        make_certificates(folder / "tls", ["fed.example.org"])
+        make_certificates(folder / "tls", hosts)
         self.now = datetime.now(UTC)
         self.ends: list[float] = []
         self.shown: list[ssl.SSLContext] = []
@@ -65,7 +65,7 @@ class Certificates:
 
 @pytest.fixture
 def certificates(tmp_path: Path) -> Certificates:
-    return Certificates(tmp_path)
+    return Certificates(tmp_path, "fed.example.org")
 
 
 def test_a_new_pair_is_shown_once_and_its_end_is_told(
@@ -135,6 +135,19 @@ def test_one_that_sites_could_not_trust_any_more_is_refused(
     assert "LF4165" in line
     assert "is not for fed.example.org," in line
     assert not certificates.shown
+
+
+@pytest.mark.parametrize(
+    ("before", "taken"), [(["fed.example.org"], True), ([], False)], ids=["network", "trial"]
+)
+def test_names_of_the_machine_itself_count_only_where_there_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[str], taken: bool
+) -> None:
+    found = Certificates(tmp_path, *before)
+    monkeypatch.setattr("lepton_fed.identity.certificates._LOCAL", ())
+    found.put(found.make("own", "fed.example.org"))
+    found.look()
+    assert bool(found.shown) == taken
 
 
 def test_one_of_another_authority_waits_until_the_authority_is_known(
