@@ -21,7 +21,7 @@ test: $(VENV)/.dev  ## Run the tests but for the slow ones
 test-slow: $(VENV)/.dev  ## Run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(VENV)/.dev  ## Kill, starve and cut off real processes (some 10 minutes)
+test-faults: $(VENV)/.dev  ## Kill, starve and cut off real processes (some 20 minutes)
 	$(BIN)/python -m pytest -m faults tests/faults
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device

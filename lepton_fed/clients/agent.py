@@ -80,6 +80,10 @@ class Agent:
         """End what trains."""
         self._child.close()
 
+    def interrupt(self) -> None:
+        """End the training in progress; the next ask is answered as ever."""
+        self._child.interrupt()
+
     def offered(self, offer: Offer) -> OfferReply:
         """Say whether the site takes part in a run."""
         installed = version("lepton-fed")

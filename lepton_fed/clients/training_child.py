@@ -148,6 +148,12 @@ class TrainingChild:
             again=head["again"],
         )
 
+    def interrupt(self) -> None:
+        """End what is in progress, also from another thread; the next ask starts another child."""
+        process = self._process
+        if self._busy and process is not None:
+            _kill(process)
+
     def close(self) -> None:
         """End the child, for good; also from another thread, in the middle of an answer."""
         self._closed = True

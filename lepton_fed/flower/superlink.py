@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import threading
 import time
 import zipfile
@@ -85,6 +86,7 @@ class SuperLink:
                 )
             ),
         )
+        self._shown: ssl.SSLContext | None = None
         self._threads: list[threading.Thread] = []
         self._control: Any = None
 
@@ -101,7 +103,25 @@ class SuperLink:
         self._serve(*private)
         self._control = compat.control_client(self._address, self._header)
         self.enrol(keys)
+        public[0].config.load()
+        # Asked at each handshake, also of a client that names no host. A context of its own for
+        # each certificate: in one that is changed, a handshake could meet half of each pair.
+        if public[0].config.ssl is not None:
+            public[0].config.ssl.sni_callback = self._show
         self._serve(*public)
+
+    def show(self, certificate: ssl.SSLContext) -> None:
+        """Show another certificate from the next handshake on; connections go on as they are.
+
+        Args:
+            certificate: Holds it, with its key.
+        """
+        self._shown = certificate
+
+    def _show(self, connection: ssl.SSLObject, host: str | None, first: ssl.SSLContext) -> None:
+        del host, first
+        if self._shown is not None:
+            connection.context = self._shown
 
     def _serve(self, server: uvicorn.Server, listening: socket.socket) -> None:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -132,24 +152,26 @@ class SuperLink:
     def enrol(self, keys: Mapping[str, bytes]) -> None:
         """Make the register hold these node keys and no others.
 
+        New ones come first: if one is not taken, none is taken off, which would be for good.
+
         Args:
             keys: Public key of each site's node, PEM, by the site's name.
 
         Raises:
             RunError: LF5015, a key was taken off before.
         """
-        wanted = {pem: name for name, pem in keys.items()}
-        for node, (pem, _) in compat.registered_nodes(self._control).items():
-            if pem not in wanted:
-                compat.unregister_node(self._control, node)
-            wanted.pop(pem, None)
-        for pem, name in wanted.items():
-            if not compat.register_node(self._control, pem, name):
+        there = compat.registered_nodes(self._control)
+        known = {pem for pem, _ in there.values()}
+        for name, pem in keys.items():
+            if pem not in known and not compat.register_node(self._control, pem, name):
                 raise RunError(
                     Problem("LF5015", f"{name}'s node key was taken off the roster before, and "
                             "Flower takes no key back", where=name, key="roster",
                             remedy="let the site make a new node key and enrol with it")
                 )  # fmt: skip
+        for node, (pem, _) in there.items():
+            if pem not in keys.values():
+                compat.unregister_node(self._control, node)
 
     @telling()
     def nodes(self, keys: Mapping[str, bytes]) -> dict[str, int]:

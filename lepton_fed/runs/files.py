@@ -69,12 +69,13 @@ def reading(path: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Replace a file by ``content``; after a crash it holds the old or the new, nothing between.
 
     Args:
         path: The file.
         content: Its new content.
+        mode: Its rights, less those that the umask takes.
 
     Raises:
         RunError: It cannot be written; what was there is there still.
@@ -82,9 +83,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     # A name that nobody can foresee: in a folder that others write to, a link could lie in wait.
     aside = path.parent / f".{secrets.token_hex(8)}.partial"
     with writing(path):
-        file = aside.open("xb")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            with file:
+            with open(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -142,8 +142,16 @@ class ProgressView:
         self._console.print(line, style="yellow", markup=False, highlight=False)
 
 
+def _roster(event: Event) -> str:
+    """Return in words what a new roster changes."""
+    kinds = {"removed": "removed", "renewed": "new keys of", "added": "from the next run on"}
+    parts = [f"{words} {', '.join(event[kind])}" for kind, words in kinds.items() if event[kind]]
+    return f"roster version {event['version']}: {'; '.join(parts)}"
+
+
 _NOTES: Mapping[str, Callable[[Event], str]] = {
     "sites.awaited": lambda e: f"waiting for {', '.join(e['sites'])}",
+    "roster.changed": _roster,
     "site.refused": lambda e: f"offer: {e['site']}: {e['why']} ({e['code']})",
     "reply.refused": lambda e: f"round {e['round']}: {e['site']}: {e['why']} ({e['code']})",
     "counts.refused": lambda e: f"round {e['round']}: {e['site']}: {e['why']} ({e['code']})",

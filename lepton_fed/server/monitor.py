@@ -126,6 +126,10 @@ class Monitor:
             "lepton_fed_run_rounds", "Rounds that the present or last run has.", registry=own
         )
         self._running = Gauge("lepton_fed_run_running", "1 while a run goes on.", registry=own)
+        self._certificate = Gauge(
+            "lepton_fed_certificate_expires_timestamp_seconds",
+            "When the TLS certificate in use is valid no more.", registry=own,
+        )  # fmt: skip
         self._info = Info("lepton_fed_run", "The present or last run.", registry=own)
         build = Info("lepton_fed_build", "The coordinator's version.", registry=own)
         build.info({"version": version("lepton-fed")})
@@ -149,6 +153,14 @@ class Monitor:
                 take(event)
             except Exception:  # noqa: BLE001 - who only watches must not end the run
                 _log.exception("monitor: %s was not counted", event["event"])
+
+    def certificate_ends(self, timestamp: float) -> None:
+        """Note until when the TLS certificate in use is valid.
+
+        Args:
+            timestamp: Seconds since the epoch.
+        """
+        self._certificate.set(timestamp)
 
     def failed(self, code: str) -> None:
         """Note what ended a run, also one that had no event yet.

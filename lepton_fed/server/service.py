@@ -20,22 +20,20 @@ from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.export.bundle import verify_bundle
 from lepton_fed.flower.superlink import Grid, SuperLink
-from lepton_fed.flower.transport import GridTransport, Seals
-from lepton_fed.identity.certificates import check_certificate
+from lepton_fed.flower.transport import GridTransport
 from lepton_fed.identity.keys import load_private_key
-from lepton_fed.identity.node_key import node_public_pem
-from lepton_fed.identity.roster import Roster, read_roster
-from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
 from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import execute, recorded
-from lepton_fed.server.federation import Federation
+from lepton_fed.server.federation import Federation, RosterChange
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.jobs import Job, Jobs
 from lepton_fed.server.monitor import Monitor
 from lepton_fed.server.ongoing import Ongoing, OngoingRun, run_digest_of_conf
 from lepton_fed.server.push import push_bundle
+from lepton_fed.server.renewal import CertificateInUse, Members, RosterInUse, Watcher
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.build import build_strategy
@@ -233,16 +231,24 @@ class Service:
 
     def __init__(self, conf: ServerConf, listeners: tuple[Listener, ...]) -> None:
         self._conf = conf
-        self.monitor = Monitor(self._online, lambda: list(self._keys))
+        self.monitor = Monitor(self._online, lambda: list(self._roster.keys))
         self._listeners: tuple[Listener, ...] = (*listeners, self.monitor)
-        self._keys: dict[str, bytes] = {}  # of the roster's nodes, by name, as last read
         self._key: PrivateKey = load_private_key(Path(conf.signing_key))
         self._state = Path(conf.state)
         self.jobs = Jobs(self._state)
         self.ongoing = Ongoing(self._state)
-        self._roster()
-        check_certificate(Path(conf.tls.certificate), None)
+        self._roster = RosterInUse(Path(conf.roster), self._key)
+        self._certificate = CertificateInUse(
+            Path(conf.tls.certificate),
+            Path(conf.tls.key),
+            Path(conf.tls.ca),
+            self.monitor.certificate_ends,
+        )
         self._link: SuperLink | None = None
+        self._watcher = Watcher(
+            lambda: self._certificate.look(self._opened().show),
+            lambda: self._roster.look(self._opened()),
+        )
 
     def open(self) -> None:
         """Start to listen."""
@@ -255,11 +261,13 @@ class Service:
             Path(conf.tls.key),
             self._state / "flower.sqlite",
         )
-        self._link.start(self._node_keys(self._roster()[0]))
+        self._link.start(self._roster.keys)
+        self._watcher.start()
         _log.info("listening on %s", conf.listen)
 
     def close(self) -> None:
         """Listen no more."""
+        self._watcher.stop()
         self.monitor.close()
         if self._link is not None:
             self._link.stop()
@@ -281,7 +289,8 @@ class Service:
             return Finished(folder, summary)
         strategy = build_strategy(conf.strategy)
         kit = build_kit(conf.task, conf.seed)
-        line, names, roster = self._line(grid)
+        line, members = self._line(grid)
+        names = sorted(members.nodes)
         if len(names) < conf.rounds.quorum:
             raise Refused(
                 Problem("LF4216", f"the roster has {len(names)} sites, the quorum is "
@@ -300,13 +309,18 @@ class Service:
         )
         with recorded(EventLog(folder.events, self._listeners)) as log:
             sites = Federation(
-                line, agreement, roster, names, conf.rounds.quorum, conf.gather_s, log
+                line, agreement, members.content, names, conf.rounds.quorum, conf.gather_s, log
             )
 
+            def renew(now: Members, change: RosterChange) -> None:
+                line.renew(now.nodes, now.seals)
+                sites.renew(change)
+
             def rounds(coordinator: Coordinator, standing: Standing) -> Outcome:
-                # One that goes on waits for those it had, as if nothing had happened.
-                sites.gather(standing.record.contributors)
-                return coordinator.run(sites, standing)
+                with self._roster.followed(members, renew):
+                    # One that goes on waits for those it had, as if nothing had happened.
+                    sites.gather(standing.record.contributors)
+                    return coordinator.run(sites, standing)
 
             _, summary = execute(
                 conf,
@@ -333,40 +347,23 @@ class Service:
             LeptonError: The bundle is not whole, or not signed by this coordinator.
         """
         bundle = verify_bundle(folder, self._key.public_key())
-        line, names, _ = self._line(grid)
+        line, members = self._line(grid)
         online = set(line.sites())
-        deadline = Deadline(1.0, len(names), _PUSH_S)
-        outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
+        deadline = Deadline(1.0, len(members.nodes), _PUSH_S)
+        with self._roster.followed(members, lambda now, _: line.renew(now.nodes, now.seals)):
+            outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
         found: dict[str, Any] = {name: asdict(outcome) for name, outcome in outcomes.items()}
-        for name in sorted(set(names) - online):
+        for name in sorted(set(members.nodes) - online):
             found[name] = {"absent": True}
         return {"version": bundle.manifest.version, "task": bundle.manifest.task, "sites": found}
 
-    def _line(self, grid: Grid) -> tuple[GridTransport, list[str], bytes]:
+    def _line(self, grid: Grid) -> tuple[GridTransport, Members]:
         """Return what reaches the sites of the roster as it is now."""
-        roster, content = self._roster()
-        link = self._opened()
-        keys = self._node_keys(roster)
-        link.enrol(keys)
-        nodes = link.nodes(keys)
-        identities = {
-            member.name: PublicKey.from_public_bytes(bytes.fromhex(member.identity))
-            for member in roster.sites
-        }
-        seals = Seals(self._key, identities)
-        return GridTransport(grid, nodes, seals=seals), sorted(nodes), content
-
-    def _roster(self) -> tuple[Roster, bytes]:
-        path = Path(self._conf.roster)
-        roster = read_roster(path, self._key.public_key())
-        return roster, path.read_bytes()
-
-    def _node_keys(self, roster: Roster) -> dict[str, bytes]:
-        self._keys = {member.name: node_public_pem(member.node_key) for member in roster.sites}
-        return self._keys
+        members = self._roster.take(self._opened())
+        return GridTransport(grid, members.nodes, seals=members.seals), members
 
     def _online(self) -> list[str]:
-        return self._opened().online(self._keys)
+        return self._opened().online(self._roster.keys)
 
     def _opened(self) -> SuperLink:
         if self._link is None:

@@ -14,7 +14,7 @@ from lepton_fed.core.exchange import Offer, OfferReply, Reply
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.runs.events import EventLog
-from lepton_fed.server.federation import Federation
+from lepton_fed.server.federation import Federation, RosterChange
 
 AGREEMENT = Agreement("run", Task(), StrategyConf(), 3, 1, Privacy())
 NO = Problem("LF4601", "not this model")
@@ -27,12 +27,14 @@ class FakeLine:
         self.online: Callable[[], Sequence[str]] = lambda: ["a", "b", "c"]
         self.says: dict[str, Callable[[], OfferReply]] = {}
         self.offered: list[str] = []
+        self.rosters: list[Offer] = []
 
     def sites(self) -> Sequence[str]:
         return self.online()
 
     def offer(self, offers: Mapping[str, Offer], deadline: Any = None) -> Iterator[OfferReply]:
-        for site in offers:
+        for site, offer in offers.items():
+            self.rosters.append(offer)
             self.offered.append(site)
             yield self.says.get(site, lambda s=site: OfferReply(s, AGREEMENT.digest))()
 
@@ -147,3 +149,80 @@ def test_a_quorum_that_comes_back_in_time_goes_on(world: World) -> None:
     world.line.online = lambda: ["a", "c"] if world.now > 30 else ["a"]
     assert list(sites.sites()) == ["a", "c"]
     assert world.now > 30
+
+
+CONFIRM = Problem("LF4176", "the roster changed, and nobody has looked at it yet")
+
+
+def test_a_site_that_is_taken_off_the_roster_is_neither_asked_nor_waited_for(world: World) -> None:
+    sites = world.federation(quorum=1)
+    sites.gather()
+    sites.renew(RosterChange(b"2", 2, ("a", "c"), removed=("b",)))
+    assert list(sites.sites()) == ["a", "c"]
+    world.line.online = lambda: ["a"]
+    assert list(sites.sites()) == ["a"]
+    (event,) = world.events("roster.changed")
+    fields = ("version", "removed", "renewed", "added")
+    assert [event[name] for name in fields] == [2, ["b"], [], []]
+    assert not world.events("sites.awaited")
+
+
+def test_a_site_with_new_keys_is_offered_the_run_again_with_the_new_roster(world: World) -> None:
+    world.line.says["c"] = lambda: OfferReply("c", refusal=NO)
+    sites = world.federation()
+    sites.gather()
+    world.line.offered.clear()
+    world.line.online = lambda: ["a"]  # b is not connected yet with its new key
+    sites.renew(RosterChange(b"2", 2, ("a", "b", "c"), renewed=("b", "c")))
+    with pytest.raises(RunError):
+        sites.sites()
+    del world.line.says["c"]
+    world.line.online = lambda: ["a", "b", "c"]
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert sorted(world.line.offered) == ["b", "c"]
+    assert {offer.roster for offer in world.line.rosters[-2:]} == {b"2"}
+
+
+def test_a_name_that_was_not_on_the_roster_takes_part_from_the_next_run_on(world: World) -> None:
+    sites = world.federation()
+    sites.gather()
+    world.line.online = lambda: ["a", "b", "c", "d"]
+    sites.renew(RosterChange(b"2", 2, ("a", "b", "c", "d"), added=("d",)))
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert "d" not in world.line.offered
+
+
+def test_a_site_that_comes_back_onto_the_roster_takes_part_again(world: World) -> None:
+    sites = world.federation()
+    sites.gather()
+    sites.renew(RosterChange(b"2", 2, ("a", "c"), removed=("b",)))
+    sites.renew(RosterChange(b"3", 3, ("a", "b", "c"), added=("b",)))
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert world.line.offered.count("b") == 2
+
+
+def test_a_site_whose_owner_has_yet_to_look_is_asked_again_and_told_of_once(world: World) -> None:
+    answers = iter([OfferReply("b", refusal=CONFIRM)] * 3)
+    world.line.says["b"] = lambda: next(answers, OfferReply("b", AGREEMENT.digest))
+    sites = world.federation()
+    sites.gather()
+    assert world.now == 0.0, "the run does not wait for a person"
+    for _ in range(4):
+        assert list(sites.sites()) == ["a", "c"]
+        world.nap(4.0)
+    assert world.line.offered.count("b") == 2
+    world.nap(10.0)
+    assert list(sites.sites()) == ["a", "c"]
+    world.nap(10.0)
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert len(world.events("site.refused")) == 1
+
+
+def test_a_changed_roster_is_offered_at_once_to_whoever_waits_for_it(world: World) -> None:
+    answers = iter([OfferReply("b", refusal=Problem("LF4175", "an older roster"))])
+    world.line.says["b"] = lambda: next(answers, OfferReply("b", AGREEMENT.digest))
+    sites = world.federation()
+    sites.gather()
+    assert list(sites.sites()) == ["a", "c"]
+    sites.renew(RosterChange(b"2", 2, ("a", "b", "c"), renewed=("a",)))
+    assert list(sites.sites()) == ["a", "b", "c"]

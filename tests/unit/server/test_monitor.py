@@ -156,6 +156,12 @@ def test_a_second_run_takes_the_place_of_the_first(watched: Watched) -> None:
     assert watched.health()[1]["run"] == "run-2"
 
 
+def test_the_end_of_the_certificate_in_use_is_told(watched: Watched) -> None:
+    for end in (1_900_000_000.0, 1_950_000_000.0):
+        watched.monitor.certificate_ends(end)
+        assert watched.value("lepton_fed_certificate_expires_timestamp_seconds") == end
+
+
 def test_a_run_that_failed_is_unhealthy_until_the_next_one_goes_on(watched: Watched) -> None:
     watched.tell(STARTED, closed(1), event("run.failed", code="LF5004"))
     status, said = watched.health()
