@@ -171,6 +171,7 @@ class SuperLink:
         run = compat.start_run(self._control, app, hashlib.sha256(app).hexdigest())
         executor = compat.executor_client(self._address, self._taken, self._header)
         grid, context = self._take(executor, run)
+        grid.end_earlier_runs()
         heartbeat = compat.Heartbeat(grid.runtime)
         heartbeat.start()
         completed = False
