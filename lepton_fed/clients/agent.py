@@ -28,11 +28,12 @@ from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
 from lepton_fed.identity.signature import PublicKey
 from lepton_fed.identity.words import key_words
-from lepton_fed.runs.files import write_atomic
+from lepton_fed.runs.files import write_atomic, writing
 
 __all__ = ["Agent"]
 
 _MOST_OFFER = 1024 * 1024
+_MOST_AGREED = 16  # a coordinator executes one run after another
 _HEX = frozenset("0123456789abcdef")
 
 _log = logging.getLogger("lepton_fed.site")
@@ -123,8 +124,19 @@ class Agent:
         self._allow(agreement)
         self._child.begin(agreement)
         write_atomic(self._kept(agreement.digest), canonical_json(agreement))
+        self._agreed.pop(agreement.digest, None)  # the newest is last, also when it is known
         self._agreed[agreement.digest] = agreement
+        self._forget_old()
         return agreement
+
+    def _forget_old(self) -> None:
+        """Forget agreements of runs long over; one that is gone on with is offered anew."""
+        for digest in list(self._agreed)[:-_MOST_AGREED]:
+            del self._agreed[digest]
+        with writing(self._agreements):
+            kept = sorted(self._agreements.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+            for old in kept[:-_MOST_AGREED]:
+                old.unlink(missing_ok=True)
 
     def _pinned(self) -> PinnedRoster:
         """Return the roster as it is now: a person may have accepted another one meanwhile."""

@@ -12,12 +12,13 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -179,7 +180,12 @@ def run_site(conf: ClientConf, stop: threading.Event) -> None:
             lambda: why_unreachable(conf.coordinator, ca),
             lambda: why_refused(conf.coordinator, ca),
         )
-        keeper = Keeper(lambda: _supernode(conf, state, port), stop, news.look, news.ended)
+
+        def look() -> None:
+            news.look()
+            _put_aside_when_large(state / "supernode.log", _LARGEST_LOG)
+
+        keeper = Keeper(lambda: _supernode(conf, state, port), stop, look, news.ended)
         failure: list[BaseException] = []
 
         def work() -> None:
@@ -271,6 +277,15 @@ def _keep_one_older(log: Path, largest: int) -> None:
     with writing(log):
         if log.exists() and log.stat().st_size > largest:
             log.replace(log.with_suffix(".log.1"))
+
+
+def _put_aside_when_large(log: Path, largest: int) -> None:
+    """Do so with a log that a process writes to: what it appends then comes first in it again."""
+    with suppress(OSError):
+        if log.stat().st_size > largest:
+            with suppress(OSError):  # a full disk needs the room more than anybody the old lines
+                shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
 
 
 def _free_port() -> int:
