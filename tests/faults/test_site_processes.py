@@ -20,7 +20,7 @@ Rows = tuple[Fault, ...]
     sees="site: `connection.ended status=-9`, `connection.refused` until the coordinator lets it "
     "in again, `connection.up`; coordinator: `reply.refused` LF5303",
     lost="its contribution to one round",
-    normal_s=30,
+    normal_s=40,
 )
 @fault(
     name="the site's service is killed (`kill -9`); worker and supervisor are one process",

@@ -13,14 +13,14 @@ from tests.faults.rows import Fault, fault
 from tests.faults.running import Running
 
 NORTH, EAST, SOUTH = "north", "east", "south"
-STOPPED_S, RUNNING_S = 0.95, 0.05
+STOPPED_S, RUNNING_S = 6.0, 0.05  # less than what is taken for hung
 LATE_ROUNDS = 2
 Rows = tuple[Fault, ...]
 
 
 @contextmanager
 def slow(running: Running, site: str) -> Iterator[None]:
-    """Let the training process of a site have one twentieth of its time."""
+    """Let the training process of a site have a hundredth of its time."""
     fast = threading.Event()
 
     def slow_down() -> None:
