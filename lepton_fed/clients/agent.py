@@ -249,7 +249,8 @@ _SAYABLE = frozenset(
         *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310", "LF5314"),
     }
 )
-_KINDS = (
+_KINDS = (  # by the beginning of a code; the first that fits counts, so whole codes come first
+    ("LF5209", "the site cannot write its records; its disk may be full"),
     ("LF52", "the site cannot write or read its records"),
     ("LF2", "the site's data does not fit the task's contract"),
     ("LF3", "the task cannot be trained at this site"),
@@ -257,6 +258,5 @@ _KINDS = (
     ("LF4508", "the run has cost the epsilon that was agreed to"),
     ("LF4207", "the data set's budget does not allow this run"),
     ("LF4202", "the site cannot write its ledger; its disk may be full"),
-    ("LF5209", "the site cannot write its records; its disk may be full"),
     ("LF5311", "training failed at the site"),
 )

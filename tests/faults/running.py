@@ -71,6 +71,7 @@ class Running(Deployment):
     def __init__(self, root: Path, patience: float = 1.0, rounds: int = ROUNDS) -> None:
         super().__init__(root, f"rounds.count={rounds}", "rounds.quorum=1")
         self.patience = patience
+        self.first = ("rounds.count=1", "rounds.quorum=3")
         self.lines = {name: Line(self.port) for name in ("north", "south")}  # east goes straight
         self._keeping: dict[str, threading.Event] = {}
         self._found: list[Event] = []
@@ -144,7 +145,7 @@ class Running(Deployment):
 
     def start_all(self) -> None:
         """Start everything, give each site a bundle, and begin the long run."""
-        wanted, self.task = self.task, ("rounds.count=1", "rounds.quorum=3")
+        wanted, self.task = self.task, self.first
         self.start("coordinator")
         for name in SITES:
             self.start_site(name)

@@ -28,7 +28,7 @@ Rows = tuple[Fault, ...]
     sees="site: `site.started`, `connection.up`, after the service manager's restart; coordinator: "
     "`reply.refused` LF5303",
     lost="its contribution to one round",
-    normal_s=35,
+    normal_s=45,
 )
 def test_a_killed_supernode_and_a_killed_service_come_back(running: Running, rows: Rows) -> None:
     mark = running.mark()
@@ -105,7 +105,7 @@ def test_what_hangs_is_ended_and_the_site_takes_part_again(running: Running, row
     sees="site, after the service manager's restart: `connection.refused` until the coordinator "
     "lets it in again, `connection.up`; coordinator: `reply.refused` LF5303",
     lost="its contribution to one round",
-    normal_s=45,
+    normal_s=60,
 )
 def test_a_site_that_is_killed_as_a_whole_comes_back(running: Running, rows: Rows) -> None:
     mark = running.mark()

@@ -11,7 +11,8 @@ from statistics import median
 
 __all__ = ["Bound", "Sample", "Series", "measured", "size_of"]
 
-_SETTLED = 8  # rounds of a process before it counts: it imports, connects and fills its caches
+_YOUNG = 8  # rounds of a process before it counts: it imports, connects and fills its caches
+_SETTLED = 20  # rounds after which what still grows is no filling of pools any more
 _MIB = 1024 * 1024
 
 
@@ -37,10 +38,13 @@ class Bound:
     Args:
         share: Growth allowed as a share of what there was.
         more: Growth allowed beside it, in the series' own unit.
+        leak: Growth allowed to a process that lives for the whole run, in the same unit; None for
+            as much as that. It is worked out from shorter lives, so that counts of a few need more.
     """
 
     share: float
     more: float
+    leak: float | None = None
 
     def over(self, before: float) -> float:
         """Return the largest growth that is allowed over what there was."""
@@ -64,8 +68,12 @@ class Series:
     def add(self, sample: Sample) -> None:
         """Take a sample, unless it is of a process that was only just started."""
         born = self._born.setdefault(sample.process, sample.round_number)
-        if sample.process == 0 or sample.round_number - born >= _SETTLED:
+        if sample.process == 0 or sample.round_number - born >= _YOUNG:
             self._samples.append(sample)
+
+    def rows(self) -> list[tuple[int, int, float]]:
+        """Return round, process and value of each sample."""
+        return [(s.round_number, s.process, s.value) for s in self._samples]
 
     def quarters(self) -> tuple[float, float, float, float]:
         """Return the median of each quarter of the run; NaN for one without samples."""
@@ -84,7 +92,8 @@ class Series:
         """
         by_process: dict[int, list[Sample]] = {}
         for sample in self._samples:
-            by_process.setdefault(sample.process, []).append(sample)
+            if sample.process == 0 or sample.round_number - self._born[sample.process] >= _SETTLED:
+                by_process.setdefault(sample.process, []).append(sample)
         products = squares = 0.0
         for samples in by_process.values():
             middle = sum(s.round_number for s in samples) / len(samples)
@@ -99,8 +108,8 @@ class Series:
         _, second, _, last = self.quarters()
         if not last <= second + self._bound.over(second):  # also when there is no sample
             found.append(f"{second:.1f} in the second quarter, {last:.1f} in the last")
-        by_run = self.slope() * self._rounds
-        if by_run > self._bound.over(second):
+        by_run, leak = self.slope() * self._rounds, self._bound.leak
+        if by_run > (self._bound.over(second) if leak is None else leak):
             found.append(f"a process that lives for the whole run grows by {by_run:.1f}")
         return found
 

@@ -34,8 +34,8 @@ def test_every_kind_of_fault_comes_several_times_and_the_last_rounds_are_quiet(s
             assert sites <= {"north", "south"}
 
 
-def series(values: list[tuple[int, int, float]]) -> Series:
-    found = Series(Bound(0.1, 1.0), ROUNDS)
+def series(values: list[tuple[int, int, float]], leak: float | None = None) -> Series:
+    found = Series(Bound(0.1, 1.0, leak), ROUNDS)
     for number, process, value in values:
         found.add(Sample(number, process, value))
     return found
@@ -61,6 +61,15 @@ def test_what_leaks_in_each_of_several_lives_is_not_flat() -> None:
     assert last <= second * 1.1
     assert leak.slope() == pytest.approx(0.5)
     assert leak.complaints() == ["a process that lives for the whole run grows by 100.0"]
+    assert leak.rows()[0] == (9, 1, 104.5)
+
+
+def test_pools_that_fill_at_the_beginning_of_each_life_are_no_leak() -> None:
+    lives = [(n, 1 + n // 40, min(n % 40, 15) * 1.0) for n in range(1, ROUNDS + 1)]
+    assert series(lives).complaints() == []
+    slow = [(n, 1 + n // 40, 100.0 + (n % 40) * 0.05) for n in range(1, ROUNDS + 1)]
+    assert series(slow, leak=11.0).complaints() == []
+    assert series(slow, leak=9.0).complaints()
 
 
 def test_a_process_that_was_just_started_does_not_count_and_no_samples_are_not_flat() -> None:

@@ -475,3 +475,10 @@ def test_a_receipt_says_that_an_answer_was_sent_again(build, offer, conf):
     site.asked(ask_for(agreement_for()))
     (receipt,) = Receipts(Path(conf.state) / "receipts").read()
     assert "nothing was trained" in receipt.numbers["sent again"]
+
+
+@pytest.mark.parametrize("number", range(len(agent_module._KINDS)))
+def test_each_sentence_for_the_coordinator_is_said_of_its_own_code(number):
+    code, what = agent_module._KINDS[number]
+    said = agent_module._public([Problem(code.ljust(6, "9"), PRIVATE)])
+    assert said.what == what
