@@ -11,7 +11,7 @@ from tests.faults.rows import Fault, fault
 from tests.faults.running import Event, Mark, Running
 
 EAST = "east"
-AWAY_S = 20.0
+AWAY_S = 10.0
 Rows = tuple[Fault, ...]
 
 
