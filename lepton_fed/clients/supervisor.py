@@ -13,12 +13,13 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -227,7 +228,7 @@ class _Site:
         self._keeper = Keeper(
             lambda: _supernode(self._conf, self._files, self._port),
             self._keeper_stop,
-            self._news.look,
+            self._look,
             self._news.ended,
         )
         # A thread that nobody waits for longer than a while: it may be in the middle of a round.
@@ -236,6 +237,10 @@ class _Site:
         )
         self._keeper.start()
         self._worker.start()
+
+    def _look(self) -> None:
+        self._news.look()
+        _put_aside_when_large(self._state / "supernode.log", _LARGEST_LOG)
 
     def _work(self, agent: Agent, keys: SiteKeys, stop: threading.Event) -> None:
         try:
@@ -372,6 +377,15 @@ def _keep_one_older(log: Path, largest: int) -> None:
     with writing(log):
         if log.exists() and log.stat().st_size > largest:
             log.replace(log.with_suffix(".log.1"))
+
+
+def _put_aside_when_large(log: Path, largest: int) -> None:
+    """Do so with a log that a process writes to: what it appends then comes first in it again."""
+    with suppress(OSError):
+        if log.stat().st_size > largest:
+            with suppress(OSError):  # a full disk needs the room more than anybody the old lines
+                shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
 
 
 def _free_port() -> int:

@@ -297,6 +297,17 @@ class PrivateGrid(HttpGrid):
         self.set_run(run_from_proto(found.run))
         return int(found.run.run_id), context
 
+    def end_earlier_runs(self) -> None:
+        """End the runs before this one, and remove their messages with the models in them.
+
+        Stock removes them when a node asks for something of such a run; of a coordinator that was
+        killed in the middle of a round, and was not asked, they would be kept for good.
+        """
+        for run in self._state.get_run_info():
+            if run.run_id != self._task.run_id:
+                self._state.stop_run(run.run_id)  # does nothing to one that has ended
+                self._state.cleanup_run(run.run_id)
+
     @property
     def runtime(self) -> RuntimeHttpClient:
         """Return the client of the Runtime API."""

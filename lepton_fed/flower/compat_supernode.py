@@ -26,6 +26,7 @@ __all__ = [
     "drop_messages_of_ended_runs",
     "end_with_the_heartbeat",
     "hasten_heartbeats",
+    "retry_broken_handshakes",
     "run_supernode",
     "tell_refused_signatures",
 ]
@@ -141,6 +142,31 @@ def cap_retry_waits(seconds: int) -> None:
     vars(heartbeat)["exponential"] = lambda max_delay: exponential(
         max_delay=min(max_delay, seconds)
     )
+
+
+def retry_broken_handshakes() -> None:
+    """Let the SuperNode of this process try again when a line is cut during a TLS handshake.
+
+    Stock takes every error that names TLS for a wrong certificate and ends, though a router that
+    resets connections, or a coordinator that is just being started, ends handshakes too: seconds
+    without a line then cost as much as a killed SuperNode.
+    """
+    from flwr.supercore.retry import http_retry
+
+    made = vars(http_retry)["RetryInvoker"]
+
+    def lasting(**settings: Any) -> Any:
+        gives_up = settings["should_giveup"]
+
+        def gives_up_unless_cut(error: Exception) -> bool:
+            cut = (
+                isinstance(error, httpx.TransportError) and "certificate" not in str(error).lower()
+            )
+            return not cut and bool(gives_up(error))
+
+        return made(**{**settings, "should_giveup": gives_up_unless_cut})
+
+    vars(http_retry)["RetryInvoker"] = lasting
 
 
 def end_with_the_heartbeat() -> None:

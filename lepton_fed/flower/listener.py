@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from lepton_fed.flower import compat
@@ -96,15 +96,16 @@ class FleetOnly:
         if body is None:
             await _refuse(scope, send, 413)
         elif path == compat.PULL_PATH:
-            await self._look(scope, _once(body), send)
+            await self._look(scope, body, receive, send)
         else:
             async with self._turn:
                 await self._app(scope, _once(body), send)
 
-    async def _look(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _look(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Answer a look for messages: at once, unless this node found none since the last ring."""
         node = dict(scope.get("headers", ())).get(compat.NODE_HEADER, b"")
-        await self._bell.wait(self._heard.get(node, -1), self._hold_s)
+        if not await _stays(receive, self._bell.wait(self._heard.get(node, -1), self._hold_s)):
+            return  # a message that is handed out is handed out once: not to a line that is cut
         now = self._bell.rung
         found: list[MutableMapping[str, Any]] = []
 
@@ -112,7 +113,7 @@ class FleetOnly:
             found.append(message)
 
         async with self._turn:
-            await self._app(scope, receive, keep)
+            await self._app(scope, _once(body), keep)
         # Only a node that was let in gets 200: a stranger cannot make another's look wait.
         if found and found[0].get("status") == 200:
             empty = not any(message.get("body") for message in found)
@@ -157,6 +158,18 @@ async def _body(receive: Receive) -> bytes | None:
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+async def _stays(receive: Receive, wait: Coroutine[Any, Any, None]) -> bool:
+    """Wait; return whether the sender of a request, which was read, is there still."""
+    waited, gone = asyncio.ensure_future(wait), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((waited, gone), return_when=asyncio.FIRST_COMPLETED)
+        return not gone.done()
+    finally:
+        waited.cancel()
+        gone.cancel()
+        await asyncio.gather(waited, gone, return_exceptions=True)
 
 
 def _once(body: bytes) -> Receive:

@@ -210,6 +210,7 @@ class SuperLink:
                 grid, context = self._take(executor, run)
             finally:
                 executor.close()
+            grid.end_earlier_runs()
         heartbeat = compat.Heartbeat(grid.runtime)
         heartbeat.start()
         completed = False

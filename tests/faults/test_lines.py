@@ -8,7 +8,7 @@ from tests.faults.rows import Fault, fault
 from tests.faults.running import Running
 
 SOUTH, NORTH = "south", "north"
-SHORT_S = 5.0
+SHORT_S = 3.0
 Rows = tuple[Fault, ...]
 
 

@@ -19,7 +19,7 @@ import pytest
 from lepton_fed.clients import connection, supervisor
 from lepton_fed.clients.connection import ConnectionNews, why_refused, why_unreachable
 from lepton_fed.clients.first_contact import Contact
-from lepton_fed.clients.supervisor import Keeper, run_site
+from lepton_fed.clients.supervisor import Keeper, _put_aside_when_large, run_site
 from lepton_fed.errors import Refused
 from lepton_fed.flower.supernode import REFUSED_SIGNATURE
 from lepton_fed.identity.certificates import make_certificates
@@ -326,6 +326,27 @@ def test_the_log_of_the_last_life_is_kept_beside_the_new_one(service, conf):
     assert "earlier" not in log_of(conf)
 
 
+def test_a_log_that_grew_large_is_put_aside_while_it_is_written_to(tmp_path):
+    log = tmp_path / "supernode.log"
+    with log.open("ab", buffering=0) as written:
+        written.write(b"early lines\n")
+        _put_aside_when_large(log, 100)
+        assert not (tmp_path / "supernode.log.1").exists()
+        _put_aside_when_large(log, 10)
+        written.write(b"late\n")
+    assert log.read_text() == "late\n"
+    assert (tmp_path / "supernode.log.1").read_text() == "early lines\n"
+    _put_aside_when_large(tmp_path / "none.log", 10)
+
+
+def test_a_large_log_is_emptied_where_there_is_no_room_to_keep_it(tmp_path):
+    (tmp_path / "supernode.log.1").mkdir()
+    log = tmp_path / "supernode.log"
+    log.write_text("early lines\n")
+    _put_aside_when_large(log, 10)
+    assert log.read_text() == ""
+
+
 FAILED = "WARNING : Connection attempt failed, retrying in 1.21 seconds\n"
 REFUSED = f"ERROR : {REFUSED_SIGNATURE}\n"
 
@@ -386,6 +407,19 @@ def test_coming_back_is_news_after_an_end(news):
     assert news.after(up) == []
     news.news.ended()
     assert len(news.after(up)) == 1
+
+
+def test_what_is_received_and_sent_says_that_the_connection_is_up(news):
+    assert "connection.failed" in news.after(FAILED)[0]
+    (said,) = news.after("INFO : Received successfully\nINFO : Sent successfully\n")
+    assert "connection.up" in said
+
+
+def test_calls_that_failed_once_in_a_while_are_no_news(news):
+    news.after("INFO : SuperNode ID: 5\n")
+    news.reason = ""
+    for _ in range(5):
+        assert news.after(FAILED + "INFO : Received successfully\n") == []
 
 
 def test_a_coordinator_that_answers_us_and_never_the_supernode_is_told_of(news):

@@ -21,6 +21,7 @@ from pathlib import Path
 import flwr
 import flwr.serverapp.strategy as stock
 import httpx
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -57,7 +58,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import heartbeat, sql_mixin
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, SQLITE_PRAGMAS, TaskType
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    NOOP_FEDERATION_ID,
+    SQLITE_PRAGMAS,
+    TaskType,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
@@ -237,6 +243,49 @@ def test_the_database_keeps_little_in_memory(tmp_path: Path) -> None:
     assert {name for name, _ in SQLITE_PRAGMAS} <= {name for name, _ in sql_mixin.SQLITE_PRAGMAS}
 
 
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # alembic's
+def test_what_an_earlier_coordinator_s_run_left_is_removed_and_ours_is_kept(tmp_path: Path) -> None:
+    app = compat.superlink_app(
+        host="127.0.0.1", port=1, database=str(tmp_path / "f.sqlite"), secret=b"s" * 32
+    )
+    state = app.state.linkstate_factory.state()
+    node = state.create_node("owner", "owner", b"a key", 10.0)
+    assert state.activate_node(node, 10.0)
+
+    def begun() -> int:
+        run = state.create_run(
+            None, None, None, {}, NOOP_FEDERATION_ID, None, None, str(TaskType.SERVER_APP)
+        )
+        set_identity(run, COORDINATOR_NODE)
+        model = ArrayRecord({"m": Array(np.full(9, float(run)))})
+        sent = Message(RecordDict({"model": model}), node, "train", group_id="1")
+        sent.metadata.__dict__["_run_id"] = run
+        set_message_id(sent, sent.object_id)
+        with no_object_id_recompute():
+            state.store_message_and_object_tree(
+                remove_content_from_message(sent), get_object_tree(sent), state.start_session(run)
+            )
+        return int(run)
+
+    def kept() -> dict[str, int]:
+        tables = ("message_ins", "objects", "run_objects", "object_children",
+                  "object_push_sessions")  # fmt: skip
+        return {t: state.query(f"SELECT count(*) AS n FROM {t}")[0]["n"] for t in tables}  # noqa: S608
+
+    begun()
+    of_one = kept()
+    assert min(of_one.values()) > 0
+    grid = object.__new__(compat.PrivateGrid)
+    vars(grid).update(_state=state, _task=types.SimpleNamespace(run_id=begun()))
+    assert kept() == {name: 2 * count for name, count in of_one.items()}
+    for _ in range(2):
+        grid.end_earlier_runs()
+        assert kept() == of_one
+    ours = state.get_run_info(run_ids=[grid._task.run_id])[0]
+    assert ours.status.status == "pending"
+    assert {run.status.status for run in state.get_run_info()} == {"pending", "finished"}
+
+
 def test_a_message_travels_without_its_content() -> None:
     asked = message()
     with no_object_id_recompute():
@@ -355,6 +404,28 @@ def test_a_supernode_does_not_wait_long_for_a_coordinator_that_is_away(
     for invoker in invokers:
         waits = invoker.wait_gen_factory()
         assert [next(waits) for _ in range(6)] == [1, 2, 4, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("error", "stock", "ours"),
+    [
+        (httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"), True, False),
+        (httpx.ConnectTimeout("_ssl.c:989: The handshake operation timed out"), True, False),
+        (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer"), True, True),
+        (httpx.ConnectError("[Errno 111] Connection refused"), False, False),
+    ],
+)
+def test_a_handshake_that_is_cut_off_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, stock: bool, ours: bool
+) -> None:
+    monkeypatch.setattr(http_retry, "RetryInvoker", http_retry.RetryInvoker)
+    assert http_retry.make_simple_http_retry_invoker().should_giveup(error) is stock
+    compat_supernode.retry_broken_handshakes()
+    invoker = http_retry.make_simple_http_retry_invoker()
+    assert invoker.should_giveup(error) is ours
+    gone = httpx.Response(404, request=httpx.Request("POST", "https://coordinator"))
+    refused = httpx.HTTPStatusError("gone", request=gone.request, response=gone)
+    assert invoker.should_giveup(refused) is True, "what was answered is stock's to judge"
 
 
 def test_a_supernode_that_gave_its_connection_up_ends(tmp_path: Path) -> None:

@@ -42,8 +42,20 @@ def scope(path: str, node: bytes = b"north", **headers: bytes) -> dict[str, Any]
     return {"type": "http", "path": path, "headers": [(NODE, node), *named]}
 
 
-async def ask(app: Callable[..., Awaitable[None]], asked: Any, *parts: bytes) -> tuple[int, bytes]:
-    """Send a request, its body in parts, and return status and body of the answer."""
+async def ask(
+    app: Callable[..., Awaitable[None]],
+    asked: Any,
+    *parts: bytes,
+    gone: asyncio.Event | None = None,
+) -> tuple[int, bytes]:
+    """Send a request, its body in parts, and return status and body of the answer.
+
+    Args:
+        app: Is asked.
+        asked: The request's scope.
+        parts: Of its body.
+        gone: Set when whoever asks hangs up; None stays.
+    """
     waiting = [
         {"type": "http.request", "body": part, "more_body": number < len(parts)}
         for number, part in enumerate(parts or (b"",), start=1)
@@ -51,12 +63,17 @@ async def ask(app: Callable[..., Awaitable[None]], asked: Any, *parts: bytes) ->
     said: list[Any] = []
 
     async def receive() -> Any:
-        return waiting.pop(0)
+        if waiting:
+            return waiting.pop(0)
+        await (gone or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         said.append(message)
 
     await app(asked, receive, send)
+    if not said:
+        return 0, b""
     return said[0].get("status", 0), b"".join(message.get("body", b"") for message in said)
 
 
@@ -145,6 +162,27 @@ def test_a_second_look_for_messages_waits_until_there_are_some() -> None:
         threading.Thread(target=bell.ring).start()
         assert await second == (200, b"a message")
         # There may be more than one: the next look does not wait.
+        assert await ask(front, scope(compat.PULL_PATH)) == (200, b"a message")
+
+    asyncio.run(looks())
+
+
+@pytest.mark.parametrize("rung", [False, True])
+def test_who_hung_up_while_it_waited_is_given_no_message(rung: bool) -> None:
+    app = SuperLink()
+
+    async def looks() -> None:
+        front, bell = fleet(app)
+        gone = asyncio.Event()
+        await ask(front, scope(compat.PULL_PATH))
+        cut = asyncio.create_task(ask(front, scope(compat.PULL_PATH), gone=gone))
+        await asyncio.sleep(0)
+        app.messages = 1
+        gone.set()
+        if rung:  # in the same moment
+            bell.ring()
+        assert await cut == (0, b"")
+        bell.ring()
         assert await ask(front, scope(compat.PULL_PATH)) == (200, b"a message")
 
     asyncio.run(looks())
