@@ -137,6 +137,8 @@ class SuperLink:
             thread.join(5)
         for listening in self._sockets:
             listening.close()
+        if self._control is not None:
+            self._control.close()
 
     def enrol(self, keys: Mapping[str, bytes]) -> None:
         """Make the register hold these node keys and no others.
