@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import ssl
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ def listening(tls: Path) -> Iterator[tuple[SuperLink, int]]:
     link.start({})
     yield link, port
     link.stop()
+    del link
+    gc.collect()  # what it left open shows here, not in another test
 
 
 def show(link: SuperLink, folder: Path) -> int:
