@@ -223,7 +223,8 @@ class _Site:
         return Agent(self._conf, public, keys.node_line, keys.coordinator, self._child)
 
     def start(self) -> None:
-        """Start both."""
+        """Start both, and the training child, which needs as long as the line to come up."""
+        self._child.warm()
         self._worker_stop, self._keeper_stop = threading.Event(), threading.Event()
         self._keeper = Keeper(
             lambda: _supernode(self._conf, self._files, self._port),

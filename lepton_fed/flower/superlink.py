@@ -147,8 +147,6 @@ class SuperLink:
             thread.join(5)
         for listening in self._sockets:
             listening.close()
-        if self._control is not None:
-            self._control.close()
 
     @telling()
     def enrol(self, keys: Mapping[str, bytes]) -> None:

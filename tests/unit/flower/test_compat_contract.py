@@ -6,6 +6,7 @@ lepton_fed/flower/compat.py, grid.py, records.py and stock.py, and only then mov
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
@@ -13,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from dataclasses import fields
@@ -47,6 +49,7 @@ from flwr.proto.control_pb2 import (
 )
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    AcquireTaskResponse,
     GetNodesRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
@@ -317,10 +320,11 @@ def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:
 def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supernode import main as supernode_main
     from flwr.supernode import start_client_internal
-    from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.servicer.runtime import runtime_handlers as of_supernode
 
     monkeypatch.setitem(vars(start_client_internal), "time", start_client_internal.time)
-    monkeypatch.setattr(supernode_main, "create_app", supernode_main.create_app)
+    monkeypatch.setattr(of_supernode, "acquire_task", of_supernode.acquire_task)
+    stock = of_supernode.acquire_task
     compat_supernode.cap_supernode_polls(0.01)
     before = time.monotonic()
     start_client_internal.time.sleep(30)
@@ -329,14 +333,11 @@ def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.Monkey
     # Only a message that is whole is waited for in steps of less than a second.
     assert "time.sleep(0.5)" in inspect.getsource(start_client_internal._push_messages)
     assert "sleep" not in inspect.getsource(start_client_internal._pull_and_store_message)
-    app = supernode_main.create_app()
-    assert isinstance(app, compat_supernode.HeldTasks)
-    assert compat_supernode._ACQUIRE_PATH in app._app.openapi()["paths"]
-    start_client_internal.time.sleep(0.5)
-    assert app._taken.is_set()
-    source = inspect.getsource(inspect.getmodule(flower_supernode)._start_supernode_http_api)
-    assert "from flwr.supernode.main import" in source
-    assert callable(flower_supernode)
+    assert supernode_main._RUNTIME_HANDLERS is of_supernode
+    assert of_supernode.acquire_task is not stock
+    asked = inspect.getsource(importlib.import_module("flwr.supercore.routers.runtime.router"))
+    assert "handlers.acquire_task(request, state)" in asked
+    assert "_auth: AcquireTaskAuthDependency" in asked
 
 
 def test_a_message_whose_run_ends_meanwhile_is_cleaned_up_as_any_that_fails(
@@ -593,3 +594,23 @@ def test_an_array_keeps_a_serialisation_of_our_own_in_the_object_store() -> None
         "train": bool,
         "seed": int,
     }
+
+
+def test_who_asks_for_a_task_waits_until_its_message_is_whole() -> None:
+    taken, asked = threading.Event(), []
+    acquire = compat_supernode.held(lambda *given: asked.append(given) or "a task", taken, 30.0)
+    answers: list[object] = []
+    waiting = threading.Thread(target=lambda: answers.append(acquire("request", "state")))
+    waiting.start()
+    assert (asked, answers) == ([], [])
+    taken.set()
+    waiting.join(30)
+    assert (asked, answers) == ([("request", "state")], ["a task"])
+    assert not taken.is_set()
+
+
+def test_who_asks_for_a_task_in_vain_is_not_let_through_to_one_that_is_half_made() -> None:
+    asked: list[object] = []
+    acquire = compat_supernode.held(lambda *given: asked.append(given), threading.Event(), 0.0)
+    assert acquire("request", "state") == AcquireTaskResponse()
+    assert asked == []

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from lepton_fed.flower import compat, compat_supernode, listener
-from lepton_fed.flower.compat_supernode import HeldTasks
+from lepton_fed.flower import compat, listener
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 
 NODE = compat.NODE_HEADER
@@ -246,29 +245,3 @@ def test_a_listener_with_a_secret_is_silent_without_it() -> None:
     assert asyncio.run(ask(front, scope(path, **{SECRET_HEADER: b"wrong"}))) == (404, b"")
     assert app.asked == []
     assert asyncio.run(ask(front, scope(path, **{SECRET_HEADER: b"secret"}))) == (200, b"")
-
-
-def test_who_asks_for_a_task_waits_until_its_message_is_whole() -> None:
-    app, taken = SuperLink(), threading.Event()
-
-    async def asks() -> None:
-        front = HeldTasks(app, taken, LONG_S)
-        asked = scope(compat_supernode._ACQUIRE_PATH)
-        waiting = asyncio.create_task(ask(front, asked))
-        await asyncio.sleep(0)
-        assert app.asked == []
-        taken.set()
-        assert await waiting == (200, b"")
-        assert len(app.asked) == 1
-        assert not taken.is_set()
-
-    asyncio.run(asks())
-
-
-def test_who_asks_for_a_task_in_vain_is_not_let_through_to_one_that_is_half_made() -> None:
-    app = SuperLink()
-    front = HeldTasks(app, threading.Event(), 0.0)
-    assert asyncio.run(ask(front, scope(compat_supernode._ACQUIRE_PATH))) == (200, b"")
-    assert app.asked == []
-    assert asyncio.run(ask(front, scope("/v1/runtime/pull-messages"))) == (200, b"")
-    assert len(app.asked) == 1
