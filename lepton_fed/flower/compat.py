@@ -330,7 +330,8 @@ class PrivateGrid(HttpGrid):
         further copy is held than what is stored.
 
         Raises:
-            FlowerError: The SuperLink has ended the task: it would take no message.
+            FlowerError: The SuperLink has ended the task, or could not store a part: its database
+                is locked, or its disk full.
         """
         self._require_task()
         messages = list(messages)
@@ -348,7 +349,12 @@ class PrivateGrid(HttpGrid):
             pushed = runtime_handlers.push_messages(request, self._state, self._task)
             for part in pushed.objects_to_push:
                 content = objects.pop(part).deflate()
-                self._state.store_object(self._task.run_id, pushed.session_id, part, content)
+                if not self._state.store_object(
+                    self._task.run_id, pushed.session_id, part, content
+                ):
+                    raise FlowerError(
+                        ApiErrorCode.NO_PERMISSIONS, "it could not store a part of a message"
+                    )
         return list(pushed.message_ids)
 
     def _require_task(self) -> None:

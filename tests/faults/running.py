@@ -232,7 +232,8 @@ class Running(Deployment):
 
     def mend(self) -> None:
         """Take back every fault that a test may have left."""
-        if "coordinator" not in self.processes:
+        coordinator = self.processes.get("coordinator")
+        if coordinator is None or coordinator.poll() is not None:
             self.start("coordinator")
         for name in SITES:
             (self.faults(name) / "broken").unlink(missing_ok=True)
