@@ -24,6 +24,7 @@ import uvicorn
 
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.flower import compat
+from lepton_fed.flower.heap import give_large_blocks_back, settle
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 from lepton_fed.flower.parcels import Post as Grid
 
@@ -51,6 +52,7 @@ class SuperLink:
 
     def __init__(self, listen: tuple[str, int], certificate: Path, key: Path, database: Path):
         compat.hasten_pulls()
+        give_large_blocks_back()
         self._taken = secrets.token_bytes(32)
         secret = secrets.token_hex(32)
         self._header = compat.SecretHeader(SECRET_HEADER, secret)
@@ -93,6 +95,7 @@ class SuperLink:
         self._serve(*private)
         self._control = compat.control_client(self._address, self._header)
         self.enrol(keys)
+        settle()
         self._serve(*public)
 
     def _serve(self, server: uvicorn.Server, listening: socket.socket) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from lepton_fed.flower import compat, compat_supernode, listener
 from lepton_fed.flower.compat_supernode import HeldTasks
+from lepton_fed.flower.heap import Sweeper
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 
 NODE = compat.NODE_HEADER
@@ -234,3 +235,13 @@ def test_who_asks_for_a_task_in_vain_is_not_let_through_to_one_that_is_half_made
     assert app.asked == []
     assert asyncio.run(ask(front, scope("/v1/runtime/pull-messages"))) == (200, b"")
     assert len(app.asked) == 1
+
+
+def test_bytes_of_requests_and_answers_are_counted() -> None:
+    swept: list[None] = []
+    sweeper = Sweeper(12, lambda: swept.append(None))
+    app = FleetOnly(SuperLink(messages=9), Bell(), sweeper=sweeper)
+    asyncio.run(ask(app, scope("/v1/fleet/push-object"), b"ab"))  # 2 bytes, and 9 that answer
+    assert not swept
+    asyncio.run(ask(app, scope("/v1/fleet/push-object"), b"a"))
+    assert len(swept) == 1
