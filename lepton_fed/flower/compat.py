@@ -7,6 +7,7 @@ flwr changes them.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -40,9 +41,11 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore import sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import (
@@ -90,6 +93,7 @@ __all__ = [
     "set_identity",
     "set_message_id",
     "small_record",
+    "spare_writes",
     "start_run",
     "superlink_app",
     "take_server_task",
@@ -116,6 +120,7 @@ _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 _HEARTBEAT_S = 10.0
 _FIRST_LOOK_S = 0.02
 _MOST_LOOK_S = 0.5
+_CLEAN_S = 1.0
 _PRAGMAS = (
     ("busy_timeout", "30000"),
     ("journal_mode", "WAL"),
@@ -166,6 +171,33 @@ class SecretHeader:
 
 # --- the coordinator's end
 
+_clean = SqlCoreState._cleanup_expired_task_tokens
+
+
+def spare_writes(every_s: float = _CLEAN_S, clock: Callable[[], float] = time.monotonic) -> None:
+    """Let the SuperLinks of this process write to their databases only what is asked of them.
+
+    Stock looks for expired tasks at each request for a part of a message, and adds up the bytes of
+    each. Both are writes, and SQLite lets one connection write at a time: the others sleep.
+
+    Args:
+        every_s: Seconds between two looks for expired tasks.
+        clock: Tells seconds that never go back.
+    """
+    last: dict[str, float] = {}
+
+    def clean(state: SqlCoreState) -> None:
+        now = clock()
+        if now - last.get(state.database_url, -every_s) >= every_s:
+            last[state.database_url] = now
+            _clean(state)
+
+    def store_traffic(_: SqlLinkState, run_id: int, *, bytes_sent: int, bytes_recv: int) -> None:
+        del run_id, bytes_sent, bytes_recv  # nobody asks for the sums
+
+    SqlCoreState._cleanup_expired_task_tokens = clean  # type: ignore[method-assign, assignment]
+    SqlLinkState.store_traffic = store_traffic  # type: ignore[method-assign, assignment]
+
 
 def superlink_app(*, host: str, port: int, database: str, secret: bytes) -> Any:
     """Return a SuperLink as an ASGI app, in process isolation and with node authentication.
@@ -177,6 +209,7 @@ def superlink_app(*, host: str, port: int, database: str, secret: bytes) -> Any:
         secret: Without it nobody takes a task.
     """
     vars(sql_mixin)["SQLITE_PRAGMAS"] = _PRAGMAS
+    spare_writes()
     # TLS belongs to the listeners; `insecure` only says that this app has none of its own.
     config = SuperLinkLifespanConfig(
         control_address="",

@@ -53,12 +53,14 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import heartbeat, sql_mixin
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, SQLITE_PRAGMAS, TaskType
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable import inflatable_utils
@@ -226,6 +228,32 @@ def test_the_database_keeps_little_in_memory(tmp_path: Path) -> None:
                      "journal_mode": "wal", "foreign_keys": 1}  # fmt: skip
     # What is stock's and not ours; a new one may matter.
     assert {name for name, _ in SQLITE_PRAGMAS} <= {name for name, _ in sql_mixin.SQLITE_PRAGMAS}
+
+
+def test_a_superlink_looks_for_expired_tasks_at_most_so_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert inspect.signature(compat._clean).parameters.keys() == {"self"}
+    for owner, name in (
+        (SqlCoreState, "_cleanup_expired_task_tokens"),
+        (SqlLinkState, "store_traffic"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back afterwards
+    cleaned: list[str] = []
+    monkeypatch.setattr(compat, "_clean", lambda state: cleaned.append(state.database_url))
+    times = iter((0.0, 0.5, 0.9, 1.0, 1.5, 1.5))
+    compat.spare_writes(1.0, lambda: next(times))
+
+    class State(SqlLinkState):
+        def __init__(self, database: str) -> None:
+            self.database_url = database
+
+    one, other = State("one"), State("other")
+    for _ in range(5):
+        one._cleanup_expired_task_tokens()
+    other._cleanup_expired_task_tokens()
+    assert cleaned == ["one", "one", "other"]
+    one.store_traffic(1, bytes_sent=1, bytes_recv=1)  # without a database
 
 
 def test_a_message_travels_without_its_content() -> None:
