@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from lepton_fed.flower import compat
+from lepton_fed.flower.heap import Sweeper
 
 __all__ = ["SECRET_HEADER", "Bell", "FleetOnly", "WithSecret"]
 
@@ -77,14 +78,18 @@ class FleetOnly:
         app: The SuperLink.
         bell: Rung when there are messages for sites.
         hold_s: Seconds after which a look for messages is answered in any case.
+        sweeper: Told how many bytes come and go.
     """
 
-    def __init__(self, app: App, bell: Bell, hold_s: float = _HOLD_S) -> None:
+    def __init__(
+        self, app: App, bell: Bell, hold_s: float = _HOLD_S, sweeper: Sweeper | None = None
+    ) -> None:
         self._app = app
         self._bell = bell
         self._hold_s = hold_s
         self._turn = asyncio.Semaphore(_AT_A_TIME)
         self._heard: dict[bytes, int] = {}
+        self._sweeper = sweeper or Sweeper()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -98,8 +103,18 @@ class FleetOnly:
         elif path == compat.PULL_PATH:
             await self._look(scope, body, receive, send)
         else:
+            size = len(body)
+
+            async def count(message: MutableMapping[str, Any]) -> None:
+                nonlocal size
+                size += len(message.get("body", b""))
+                await send(message)
+
             async with self._turn:
-                await self._app(scope, _once(body), send)
+                receive = _once(body)
+                del body
+                await self._app(scope, receive, count)
+            self._sweeper.passed(size)
 
     async def _look(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Answer a look for messages: at once, unless this node found none since the last ring."""

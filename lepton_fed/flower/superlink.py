@@ -28,6 +28,7 @@ import uvicorn
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.flower import compat
 from lepton_fed.flower.failures import check_database, telling
+from lepton_fed.flower.heap import give_large_blocks_back, settle
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 from lepton_fed.flower.parcels import Post as Grid
 
@@ -60,6 +61,7 @@ class SuperLink:
         check_database(database)
         _tell_in_lines()
         compat.hasten_pulls()
+        give_large_blocks_back()
         self._taken = secrets.token_bytes(32)
         secret = secrets.token_hex(32)
         self._header = compat.SecretHeader(SECRET_HEADER, secret)
@@ -108,6 +110,7 @@ class SuperLink:
         # each certificate: in one that is changed, a handshake could meet half of each pair.
         if public[0].config.ssl is not None:
             public[0].config.ssl.sni_callback = self._show
+        settle()
         self._serve(*public)
 
     def show(self, certificate: ssl.SSLContext) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lepton_fed.flower import compat, listener
+from lepton_fed.flower.heap import Sweeper
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 
 NODE = compat.NODE_HEADER
@@ -245,3 +246,13 @@ def test_a_listener_with_a_secret_is_silent_without_it() -> None:
     assert asyncio.run(ask(front, scope(path, **{SECRET_HEADER: b"wrong"}))) == (404, b"")
     assert app.asked == []
     assert asyncio.run(ask(front, scope(path, **{SECRET_HEADER: b"secret"}))) == (200, b"")
+
+
+def test_bytes_of_requests_and_answers_are_counted() -> None:
+    swept: list[None] = []
+    sweeper = Sweeper(12, lambda: swept.append(None))
+    app = FleetOnly(SuperLink(messages=9), Bell(), sweeper=sweeper)
+    asyncio.run(ask(app, scope("/v1/fleet/push-object"), b"ab"))  # 2 bytes, and 9 that answer
+    assert not swept
+    asyncio.run(ask(app, scope("/v1/fleet/push-object"), b"a"))
+    assert len(swept) == 1
