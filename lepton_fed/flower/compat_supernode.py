@@ -6,6 +6,7 @@ flwr changes them. Each acts on the process that calls it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
@@ -91,15 +92,25 @@ def drop_messages_of_ended_runs() -> None:
     """
     from flwr.supernode import start_client_internal
 
-    pull = vars(start_client_internal)["pull_objects"]
+    pull = vars(start_client_internal)["_pull_and_store_message"]
+    signature = inspect.signature(pull)
 
-    def pull_or_fail(*arguments: Any, **settings: Any) -> Any:
-        try:
-            return pull(*arguments, **settings)
-        except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
-            raise InterruptedError("its run has ended") from error
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_fail(*arguments: Any, **settings: Any) -> Any:
+            try:
+                return call(*arguments, **settings)
+            except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
+                raise InterruptedError("its run has ended") from error
 
-    vars(start_client_internal)["pull_objects"] = pull_or_fail
+        return call_or_fail
+
+    def pull_or_forget(*arguments: Any, **settings: Any) -> Any:
+        given = signature.bind(*arguments, **settings)
+        for name in ("pull_object", "confirm_message_received"):  # once there is a task
+            given.arguments[name] = failing(given.arguments[name])
+        return pull(*given.args, **given.kwargs)
+
+    vars(start_client_internal)["_pull_and_store_message"] = pull_or_forget
 
 
 def hasten_heartbeats(interval_s: int) -> None:

@@ -340,22 +340,46 @@ def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.Monkey
     assert "_auth: AcquireTaskAuthDependency" in asked
 
 
-def test_a_message_whose_run_ends_meanwhile_is_cleaned_up_as_any_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("ends_at", ["pull_object", "confirm_message_received"])
+def test_a_supernode_keeps_nothing_of_a_message_whose_run_ends_while_it_is_received(
+    ends_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stock keeps message and task, and is one message behind from then on."""
     from flwr.supernode import start_client_internal
 
-    def ended(object_ids: list[str], *, pull_object_fn: object) -> dict[str, bytes]:
+    def ended(*arguments: object) -> None:
         raise RunNotRunningException
 
-    monkeypatch.setitem(vars(start_client_internal), "pull_objects", ended)
-    compat_supernode.drop_messages_of_ended_runs()
-    with pytest.raises(InterruptedError):
-        start_client_internal.pull_objects(["a"], pull_object_fn=None)
     assert not issubclass(RunNotRunningException, Exception)
-    source = inspect.getsource(start_client_internal._pull_and_store_message)
-    assert "obj_contents = pull_objects(" in source
-    assert "except Exception as err" in source.split("obj_contents = pull_objects(")[1]
+    pull = start_client_internal._pull_and_store_message
+    monkeypatch.setattr(start_client_internal, "_pull_and_store_message", pull)
+    compat_supernode.drop_messages_of_ended_runs()
+    told: list[str] = []
+
+    class Noted:
+        """Notes what is called; knows the run."""
+
+        def __getattr__(self, name: str) -> object:
+            return lambda *given, **more: told.append(name) or ["an object"]
+
+        def get_run(self, run_id: int) -> object:
+            return types.SimpleNamespace(primary_task_type="", fab_hash="")
+
+    calls = {"pull_object": lambda *given: b"x", "confirm_message_received": lambda *given: None}
+    calls[ends_at] = ended
+    sent = message()
+    found = start_client_internal._pull_and_store_message(
+        state=Noted(),
+        object_store=Noted(),
+        node_config={},
+        receive=lambda: (sent, None),
+        get_run=ended,
+        get_fab=ended,
+        trusted_entities=None,
+        **calls,
+    )
+    assert found is None
+    assert told[-3:] == ["delete_messages", "delete", "finish_task"]
 
 
 def test_objects_on_their_way_are_looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
