@@ -129,6 +129,8 @@ class GridTransport:
         self._members = _Members(dict(nodes), seals)
         self._sleep = sleep
         self._clock = clock
+        self._offered: dict[str, tuple[_Sent, float]] = {}
+        self._unoffered: list[str] = []
         self._overdue: dict[str, Late] = {}
         self._late: list[Late] = []
 
@@ -171,18 +173,40 @@ class GridTransport:
         for site, came in self._converse(outgoing, record_to_reply, deadline):
             yield Reply(site, refusal=came) if isinstance(came, Problem) else came
 
-    def offer(
-        self, offers: Mapping[str, Offer], deadline: Deadline | None = None
-    ) -> Iterator[OfferReply]:
-        """Offer sites a run and yield what they say as it comes.
+    def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
+        """Offer sites a run and go on; what they say is for :meth:`offer_replies`.
 
         Args:
             offers: What each site is offered, by name.
-            deadline: As in :meth:`exchange`.
+            limit_s: Seconds after which a site that has not answered is given up.
         """
         outgoing = {n: _Outgoing("query.offer", offer_to_record(o)) for n, o in offers.items()}
-        for site, came in self._converse(outgoing, record_to_offer_reply, deadline):
-            yield OfferReply(site, refusal=came) if isinstance(came, Problem) else came
+        sent, unsent = self._send(outgoing, Deadline(1.0, len(offers), limit_s))
+        until = self._clock() + limit_s
+        self._offered |= {message_id: (each, until) for message_id, each in sent.items()}
+        self._unoffered += unsent
+
+    def offer_replies(self) -> list[OfferReply]:
+        """Return what sites said to offers since the last time; who did not say it in time, too."""
+        found = [
+            OfferReply(site, refusal=Problem("LF5304", "the offer could not be sent", where=site))
+            for site in self._unoffered
+        ]
+        self._unoffered = []
+        for message in self._grid.pull_messages(list(self._offered)):
+            offered = self._offered.pop(message.metadata.reply_to_message_id, None)
+            if offered is None:
+                continue
+            sent, _ = offered
+            came = self._read(message, sent, record_to_offer_reply)
+            found.append(OfferReply(sent.site, refusal=came) if isinstance(came, Problem) else came)
+        now = self._clock()
+        for message_id in [key for key, (_, until) in self._offered.items() if now >= until]:
+            sent, _ = self._offered.pop(message_id)
+            self._overdue[message_id] = Late(sent.site, sent.round_number)
+            late = Problem("LF5306", "no reply in time", where=sent.site)
+            found.append(OfferReply(sent.site, refusal=late))
+        return found
 
     def push(
         self, steps: Mapping[str, PushStep], deadline: Deadline | None = None

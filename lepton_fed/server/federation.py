@@ -1,8 +1,9 @@
 """The sites of one run: who is of the roster, online, and has agreed.
 
-Every site gets the offer once it is online; one that comes later, or comes back, takes part from
-the next round on. A site that refuses is asked no more in this run, and its reason is recorded;
-one that only waits for a key or a roster to be put in place is asked again after a while.
+Every site gets the offer once it is online, and nobody waits for its answer; one that comes later,
+or comes back, takes part from the next round on. A site that refuses is asked no more in this run,
+and its reason is recorded; one that only waits for a key or a roster to be put in place is asked
+again after a while.
 
 The roster may change meanwhile. Who is taken off is asked no more; who has new keys is offered the
 run again; a new name takes part from the next run on, as the others agreed to this one without it.
@@ -28,7 +29,8 @@ __all__ = ["Federation", "Line", "RosterChange"]
 
 _LOOK_S = 0.5
 _AGAIN_S = 10.0
-_OFFER_S = 300.0  # reading the data and planning the privacy of a run come before the answer
+_OFFER_LOOK_S = 0.1
+_OFFER_S = 60.0  # then it is offered again: a site that reads its data first has it by then
 
 
 class Line(Protocol):
@@ -42,10 +44,11 @@ class Line(Protocol):
     ) -> Iterator[Reply]:
         """Ask sites and yield their replies."""
 
-    def offer(
-        self, offers: Mapping[str, Offer], deadline: Deadline | None = None
-    ) -> Iterator[OfferReply]:
-        """Offer sites a run and yield what they say."""
+    def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
+        """Offer sites a run and go on."""
+
+    def offer_replies(self) -> list[OfferReply]:
+        """Return what sites said to offers since the last time, and who did not in time."""
 
     def take_late(self) -> Sequence[Late]:
         """Return the replies that came too late."""
@@ -109,6 +112,7 @@ class Federation:
         self._log = log
         self._sleep = sleep
         self._clock = clock
+        self._offered: set[str] = set()  # and have not answered yet
         self._agreed: set[str] = set()
         self._refused: set[str] = set()
         self._again: dict[str, float] = {}  # when they are asked again that may soon agree
@@ -137,7 +141,7 @@ class Federation:
             waiting &= set(self._names) - self._agreed - self._refused - self._again.keys()
             if not waiting or self._clock() >= until:
                 break
-            self._sleep(_LOOK_S)
+            self._nap()
         self._require(len(self._agreed))
 
     def sites(self) -> Sequence[str]:
@@ -155,7 +159,7 @@ class Federation:
             if self._clock() >= until or len(self._possible()) < self._quorum:
                 self._require(len(ready))
             self._note_missing()
-            self._sleep(_LOOK_S)
+            self._nap()
 
     def exchange(
         self, asks: Mapping[str, Ask], deadline: Deadline | None = None
@@ -167,6 +171,9 @@ class Federation:
         """Return the replies that came too late."""
         return self._line.take_late()
 
+    def _nap(self) -> None:
+        self._sleep(_OFFER_LOOK_S if self._offered else _LOOK_S)
+
     def _meet(self) -> set[str]:
         """Offer the run to who is online and was not asked yet; return who is online."""
         while not self._changes.empty():
@@ -174,10 +181,14 @@ class Federation:
         online = set(self._line.sites()) & set(self._names)
         now = self._clock()
         early = {name for name, when in self._again.items() if now < when}
-        new = sorted(online - self._agreed - self._refused - early)
+        self._offered &= online  # one that goes away and comes back may have lost it
+        new = sorted(online - self._agreed - self._refused - self._offered - early)
         if new:
-            deadline = Deadline(1.0, len(new), _OFFER_S)
-            for reply in self._line.offer(dict.fromkeys(new, self._offer), deadline):
+            self._line.offer(dict.fromkeys(new, self._offer), _OFFER_S)
+            self._offered |= set(new)
+        for reply in self._line.offer_replies():
+            self._offered.discard(reply.site)
+            if reply.site in self._names and reply.site not in self._agreed:
                 self._hear(reply)
         return online
 
@@ -188,6 +199,7 @@ class Federation:
         self._names = tuple(name for name in self._of_run if name in change.sites)
         self._agreed -= others
         self._refused -= others
+        self._offered -= others
         self._again.clear()  # it may be the one that they waited for
         self._log.emit(
             "roster.changed",

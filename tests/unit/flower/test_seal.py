@@ -184,7 +184,9 @@ def test_asks_offers_and_pushes_go_there_and_back_under_seals() -> None:
     line, agents = network({"north": NORTH, "east": EAST})
     replies = list(line.exchange({"north": ASK, "east": ASK}))
     assert [(r.site, r.update is not None) for r in replies] == [("north", True), ("east", True)]
-    (offered,) = line.offer({"north": Offer(b"agreement", b"roster")})
+    line.offer({"north": Offer(b"agreement", b"roster")}, 60.0)
+    (offered,) = line.offer_replies()
+    assert line.offer_replies() == []
     assert offered.refusal == Problem("LF4601", "not this model", where="north")
     step = PushStep("chunk", "ab" * 32, file="model.onnx", offset=17, data=b"\x00\xff")
     (pushed,) = line.push({"east": step})

@@ -27,16 +27,26 @@ class FakeLine:
         self.online: Callable[[], Sequence[str]] = lambda: ["a", "b", "c"]
         self.says: dict[str, Callable[[], OfferReply]] = {}
         self.offered: list[str] = []
+        self.waiting: list[str] = []
+        self.mute: set[str] = set()
         self.rosters: list[Offer] = []
 
     def sites(self) -> Sequence[str]:
         return self.online()
 
-    def offer(self, offers: Mapping[str, Offer], deadline: Any = None) -> Iterator[OfferReply]:
+    def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
         for site, offer in offers.items():
             self.rosters.append(offer)
             self.offered.append(site)
-            yield self.says.get(site, lambda s=site: OfferReply(s, AGREEMENT.digest))()
+            self.waiting.append(site)
+
+    def offer_replies(self) -> list[OfferReply]:
+        waiting, self.waiting = self.waiting, [s for s in self.waiting if s in self.mute]
+        return [
+            self.says.get(site, lambda s=site: OfferReply(s, AGREEMENT.digest))()
+            for site in waiting
+            if site not in self.mute
+        ]
 
     def exchange(self, asks: Any, deadline: Any = None) -> Iterator[Reply]:
         yield from ()
@@ -131,6 +141,35 @@ def test_without_the_quorum_the_run_says_who_is_missing(world: World) -> None:
         world.federation().gather()
     assert failed.value.code == "LF5004"
     assert "b, c" in failed.value.problems[0].remedy
+
+
+def test_a_site_that_is_online_and_mute_holds_nobody_up(world: World) -> None:
+    world.line.mute = {"c"}
+    sites = world.federation()
+    sites.gather()
+    assert world.now == pytest.approx(60.0, abs=1.0), "gather_s, and no longer"
+    before = world.now
+    for _ in range(5):
+        assert list(sites.sites()) == ["a", "b"]
+    assert world.now == before, "a round does not wait for it"
+    assert world.line.offered.count("c") == 1, "its answer may still come"
+    world.line.mute.clear()
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert len(world.events("site.agreed")) == 3
+
+
+def test_a_site_that_went_away_before_it_answered_is_offered_the_run_again(world: World) -> None:
+    world.line.mute = {"c"}
+    sites = world.federation()
+    sites.gather()
+    world.line.online = lambda: ["a", "b"]
+    sites.sites()
+    world.line.online = lambda: ["a", "b", "c"]
+    sites.sites()
+    assert world.line.offered.count("c") == 2
+    world.line.mute.clear()
+    assert list(sites.sites()) == ["a", "b", "c"]
+    assert [event["site"] for event in world.events("site.agreed")] == ["a", "b", "c"]
 
 
 def test_too_many_refusals_end_the_run_at_once(world: World) -> None:
