@@ -190,6 +190,7 @@ class Coordinator:
             record.seconds = self._clock() - begun
             digest.add_round(number, contributors, vector_digest(self._layout, model))
             standing = Standing(number, model, state, digest.value, record)
+            self._log.sync()  # a checkpoint without the log that leads to it is refused
             # On disk before it is told: a kill in between tells it again, never takes it back.
             standing.save(self._folder, self._task.digest, self._layout.digest)
             self._laps.done("checkpoint")
