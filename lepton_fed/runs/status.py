@@ -17,6 +17,7 @@ from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary
 
 __all__ = [
+    "INTERRUPTIONS",
     "NOT_HEARD",
     "Incident",
     "RunStatus",
@@ -26,6 +27,9 @@ __all__ = [
     "read_status",
     "status_of",
 ]
+
+INTERRUPTIONS = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211"})
+"""Codes with which a run ends for now: the coordinator's next start goes on with it."""
 
 State = Literal["running", "interrupted", "failed", "finished", "exported", "damaged"]
 
@@ -91,7 +95,8 @@ class RunStatus:
 
     Args:
         run: Its name.
-        state: running; interrupted (its process is gone); failed; finished; exported (finished, and
+        state: running; interrupted (its process is gone, and
+            the next start goes on with it); failed; finished; exported (finished, and
             its folder holds a bundle); damaged (its record cannot be relied on).
         code: Code of the error that ended or damaged it; empty otherwise.
         round: Rounds that are over.
@@ -194,7 +199,8 @@ def status_of(
         for site in summary.sites:
             found.site(site.name).spent(site.epsilon)
     elif events and events[-1]["event"] == "run.failed" and not written:
-        state, code = "failed", str(events[-1]["code"])
+        code = str(events[-1]["code"])
+        state = "interrupted" if code in INTERRUPTIONS else "failed"
     began, newest = (str(events[0]["time"]), str(events[-1]["time"])) if events else ("", "")
     seconds = summary.seconds if summary else _between(began, newest)
     sites = found.status()
@@ -261,6 +267,8 @@ class _Reading:
             "counts.refused": self._counts_refused,
             "model.evaluated": self._evaluated,
             "round.closed": self._closed,
+            "run.resumed": self._stopped,
+            "run.failed": self._stopped,
         }
 
     def take(self, event: Event) -> None:
@@ -272,7 +280,7 @@ class _Reading:
         return self._sites.setdefault(name, _Site())
 
     def status(self) -> list[SiteStatus]:
-        never = Incident("absent", 0, "", "it has not come online")
+        never = Incident("absent", 0, "", "it has not agreed to the run yet")
         return [
             SiteStatus(
                 name,
@@ -339,6 +347,10 @@ class _Reading:
 
     def _evaluated(self, event: Event) -> None:
         self.metrics = event["metrics"]
+
+    def _stopped(self, event: Event) -> None:
+        del event
+        self.waiting = set()
 
     def _closed(self, event: Event) -> None:
         self.closed = event["round"]

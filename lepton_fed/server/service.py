@@ -101,9 +101,9 @@ def serve(
     """
     service = Service(loaded.conf, listeners)
     with service.jobs.owned():
+        turns = _turns(service, loaded, once=once, new=new, resume=resume)
         service.open()
         try:
-            turns = _turns(service, loaded, once=once, new=new, resume=resume)
             _work(service, turns, once=once, told=told, stop=stop or threading.Event())
         finally:
             service.close()
