@@ -352,6 +352,7 @@ class PrivateGrid(HttpGrid):
                 if not self._state.store_object(
                     self._task.run_id, pushed.session_id, part, content
                 ):
+                    self._state.start_session(self._task.run_id)  # a write that says why it fails
                     raise FlowerError(
                         ApiErrorCode.NO_PERMISSIONS, "it could not store a part of a message"
                     )
