@@ -25,9 +25,9 @@ from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.runs.files import (
-    PARTIAL,
     read_tensors,
     reading,
+    sweep,
     write_atomic,
     write_tensors,
     writing,
@@ -208,9 +208,8 @@ class Answers:
 
         Their records stay.
         """
+        sweep(self._folder)
         with writing(self._folder):
-            for partial in self._folder.glob(PARTIAL):
-                partial.unlink(missing_ok=True)
             files = sorted(self._folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
             for old in files[:-_MOST_RUNS]:
                 old.unlink(missing_ok=True)

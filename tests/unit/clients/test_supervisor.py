@@ -252,6 +252,35 @@ def test_a_second_site_on_one_state_folder_is_refused_and_the_first_goes_on(serv
     assert again.error is None
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_start_and_nothing_else(service, conf):
+    state = Path(conf.state)
+    places = ("", "receipts", "agreements", "bundles", "bundles/incoming/" + "d" * 64)
+    left, kept = [], []
+    for place in places:
+        (state / place).mkdir(parents=True, exist_ok=True)
+        left.append(state / place / ".0123456789abcdef.partial")
+        kept += [state / place / ".hidden", state / place / "whole.partial"]
+    for path in (*left, *kept):
+        path.write_text("a key, perhaps")
+    running = service()
+    assert service.seen["serving"].wait(20)
+    assert not [path for path in left if path.exists()]
+    assert all(path.exists() for path in kept)
+    running.end()
+    assert running.error is None
+
+
+def test_a_site_that_is_refused_sweeps_nothing_of_the_one_that_works_there(service, conf):
+    running = service()
+    assert service.seen["serving"].wait(20)
+    half = Path(conf.state) / ".0123456789abcdef.partial"
+    half.write_text("being written")
+    with pytest.raises(Refused):
+        run_site(conf, threading.Event())
+    assert half.exists()
+    running.end()
+
+
 @pytest.mark.parametrize("command", [SLEEPER, DEAF])
 def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_round(
     service, conf, monkeypatch, command
