@@ -293,7 +293,8 @@ def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_rou
         return pids[-1]
 
     def hang(agent, **given):
-        agent.close = lambda: closed.append(1)
+        close = agent.close
+        agent.close = lambda: closed.append(close())
         hanging.set()
         time.sleep(30)  # a round, and nobody can be told
 
@@ -308,7 +309,7 @@ def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_rou
     running.end()
     assert time.monotonic() - began < 10
     assert closed, "what trains was ended"
-    assert [process.poll() is not None for process in pids] == [True]
+    assert [process.poll() is not None for process in pids] == [True, True], "training child too"
 
 
 def test_a_connection_that_ends_comes_back_whatever_its_exit_code(service, conf, monkeypatch):
