@@ -230,7 +230,7 @@ def accept(
                 stdout().print(line, markup=False)
             if not yes:
                 typer.confirm("compared the words by phone, and take it?", abort=True)
-        changed = pinned.accept()
+        changed = pinned.accept(offered)
         if as_json:
             print_json({"version": pinned.current.version, "changes": changed})
         else:

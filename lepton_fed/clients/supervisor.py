@@ -35,7 +35,7 @@ from lepton_fed.flower.supernode import supernode_command, supernode_environment
 from lepton_fed.flower.worker import serve
 from lepton_fed.identity.watch import FileWatch
 from lepton_fed.identity.words import key_words
-from lepton_fed.runs.files import writing
+from lepton_fed.runs.files import sweep, writing
 
 __all__ = ["Keeper", "run_site"]
 
@@ -173,6 +173,7 @@ def run_site(conf: ClientConf, stop: threading.Event) -> None:
     watch = FileWatch(*key_files(conf), still=_STILL_LOOKS)
     keys = load_site_keys(conf)
     with _owned(Path(conf.state)):
+        _sweep(Path(conf.state))
         site = _Site(conf, keys, stop)
         site.start()
         _log.info("site.started name=%s coordinator=%s", conf.name, conf.coordinator)
@@ -361,6 +362,13 @@ def _owned(state: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def _sweep(state: Path) -> None:
+    """Remove what a killed process left half written: a copy of the node key may be among it."""
+    bundles = state / "bundles"
+    below = [state / "receipts", state / "agreements", bundles, *bundles.glob("incoming/*")]
+    sweep(state, *below)
 
 
 def _new_secret(path: Path) -> bytes:

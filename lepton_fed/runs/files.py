@@ -22,6 +22,7 @@ __all__ = [
     "append",
     "read_tensors",
     "reading",
+    "sweep",
     "write_atomic",
     "write_tensors",
     "writing",
@@ -97,6 +98,21 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def sweep(*folders: Path) -> None:
+    """Remove what killed processes had begun to write; nobody may write there meanwhile.
+
+    Args:
+        folders: Folders to look in, not below; one that is not there holds nothing.
+
+    Raises:
+        RunError: LF5209, something cannot be removed.
+    """
+    for folder in folders:
+        with writing(folder):
+            for partial in folder.glob(PARTIAL):
+                partial.unlink(missing_ok=True)
 
 
 def append(file: FileIO, content: bytes) -> None:

@@ -295,7 +295,8 @@ def test_a_changed_roster_waits_for_a_person_and_needs_no_restart(build, offer, 
     assert refusal.code == "LF4176"
     assert site.child.begun == []
     coordinator = parties.coordinator.public_key()
-    PinnedRoster(Path(conf.roster), Path(conf.state), coordinator, False).accept()
+    pinned = PinnedRoster(Path(conf.roster), Path(conf.state), coordinator, False)
+    pinned.accept(pinned.offered())
     assert site.offered(offer(roster=newer)).refusal is None
     assert site.offered(offer()).refusal.code == "LF4175", "an older one is never taken again"
 

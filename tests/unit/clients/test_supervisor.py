@@ -252,6 +252,35 @@ def test_a_second_site_on_one_state_folder_is_refused_and_the_first_goes_on(serv
     assert again.error is None
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_start_and_nothing_else(service, conf):
+    state = Path(conf.state)
+    places = ("", "receipts", "agreements", "bundles", "bundles/incoming/" + "d" * 64)
+    left, kept = [], []
+    for place in places:
+        (state / place).mkdir(parents=True, exist_ok=True)
+        left.append(state / place / ".0123456789abcdef.partial")
+        kept += [state / place / ".hidden", state / place / "whole.partial"]
+    for path in (*left, *kept):
+        path.write_text("a key, perhaps")
+    running = service()
+    assert service.seen["serving"].wait(20)
+    assert not [path for path in left if path.exists()]
+    assert all(path.exists() for path in kept)
+    running.end()
+    assert running.error is None
+
+
+def test_a_site_that_is_refused_sweeps_nothing_of_the_one_that_works_there(service, conf):
+    running = service()
+    assert service.seen["serving"].wait(20)
+    half = Path(conf.state) / ".0123456789abcdef.partial"
+    half.write_text("being written")
+    with pytest.raises(Refused):
+        run_site(conf, threading.Event())
+    assert half.exists()
+    running.end()
+
+
 @pytest.mark.parametrize("command", [SLEEPER, DEAF])
 def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_round(
     service, conf, monkeypatch, command
@@ -264,7 +293,8 @@ def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_rou
         return pids[-1]
 
     def hang(agent, **given):
-        agent.close = lambda: closed.append(1)
+        close = agent.close
+        agent.close = lambda: closed.append(close())
         hanging.set()
         time.sleep(30)  # a round, and nobody can be told
 
@@ -279,7 +309,7 @@ def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_rou
     running.end()
     assert time.monotonic() - began < 10
     assert closed, "what trains was ended"
-    assert [process.poll() is not None for process in pids] == [True]
+    assert [process.poll() is not None for process in pids] == [True, True], "training child too"
 
 
 def test_a_connection_that_ends_comes_back_whatever_its_exit_code(service, conf, monkeypatch):
