@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from lepton_fed.core.exchange import legible
 from lepton_fed.core.layout import Vector
-from lepton_fed.errors import Problem, UpdateRefused
+from lepton_fed.errors import Problem, RunError, UpdateRefused
 from lepton_fed.flower import compat
 from lepton_fed.flower.failures import telling
 
@@ -36,6 +36,7 @@ _MOST_RECORDS = 16
 _MOST_ARRAYS = 16
 _MOST_FILES = 4
 _LEAST_CHUNK = 16 * 1024
+_MOST_NUMBER = 2**40  # Python writes no number of more than 4300 digits, and says so by an error
 _WIDTHS = {"float32": 4, "float64": 8}
 
 Reading = Generator[None, None, Any]
@@ -170,7 +171,8 @@ class Post:
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Yield the replies to these messages that are here, each as soon as it is whole.
 
-        The files of a reply are removed when the next is asked for.
+        The files of a reply are removed when the next is asked for. One that cannot be read is
+        yielded as an error of its site.
         """
         wanted = list(message_ids)
         self._claim(wanted)
@@ -184,8 +186,13 @@ class Post:
                 continue  # a part of it is on its way
             except StopIteration as end:
                 whole = compat.with_content(reply, end.value)
+            except RunError:
+                raise
             except UpdateRefused as error:
                 why = Error(compat.MALFORMED, error.problems[0].what)
+                whole = compat.with_content(reply, why)
+            except Exception as error:  # noqa: BLE001 - whatever a site sends, the run goes on
+                why = Error(compat.MALFORMED, f"malformed message: {type(error).__name__}")
                 whole = compat.with_content(reply, why)
             self._forget(message_id, root)
             try:
@@ -410,7 +417,9 @@ def _named(children: list[str], body: memoryview, most: int) -> dict[str, str]:
 
 
 def _whole_numbers(found: Any) -> TypeGuard[list[int]]:
-    return isinstance(found, list) and all(type(one) is int and one >= 0 for one in found)
+    return isinstance(found, list) and all(
+        type(one) is int and 0 <= one <= _MOST_NUMBER for one in found
+    )
 
 
 def _check_size(body: memoryview) -> None:

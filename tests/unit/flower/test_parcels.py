@@ -15,7 +15,7 @@ from flwr.app.message import make_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from lepton_fed.core.exchange import Reply, Update
-from lepton_fed.errors import UpdateRefused
+from lepton_fed.errors import RunError, UpdateRefused
 from lepton_fed.flower import parcels
 from lepton_fed.flower.compat import COORDINATOR_NODE, MALFORMED, set_identity, set_message_id
 from lepton_fed.flower.parcels import FiledArray, FiledVector, Post, unpack
@@ -174,7 +174,7 @@ def test_a_reading_that_is_given_up_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("elements", [2_500_000_000, 10**30])
+@pytest.mark.parametrize("elements", [2_500_000_000, 2**40])
 def test_an_array_larger_than_any_expected_is_refused_unread(elements: int, tmp_path: Path) -> None:
     tree = Tree()
     array = tree.array(bytes(1 << 20), shape=[elements])
@@ -199,6 +199,8 @@ def test_where_nothing_large_was_sent_nothing_large_is_taken(tmp_path: Path) -> 
         ({"stype": None}, "an array of float32"),
         ({"shape": [2, LARGE // 2]}, "shape"),
         ({"shape": [-LARGE]}, "shape"),
+        ({"shape": [2**40 + 1]}, "shape"),
+        ({"shape": [int("9" * 4300)]}, "shape"),
         ({"shape": [True]}, "shape"),
         ({"shape": [float(LARGE)]}, "shape"),
         ({"shape": "x"}, "shape"),
@@ -419,6 +421,39 @@ def test_a_reply_with_wrong_parts_is_an_error_and_the_next_still_comes(tmp_path:
     assert broken.metadata.reply_to_message_id == "ask-0"
     assert good.has_content()
     assert len(link.forgotten) == 2
+
+
+def test_what_reading_fails_of_is_the_site_s_failure_and_the_next_still_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, link, ids = post(tmp_path)
+    link.answer(0, "strange")
+    link.answer(1, link.tree.message(link.tree.array(update().tobytes())))
+    opened = parcels.compat.opened
+
+    def strange(content: bytes) -> Any:
+        if content == b"strange":
+            raise KeyError("nobody thought of this")
+        return opened(content)
+
+    link.tree.parts["strange"] = b"strange"
+    monkeypatch.setattr(parcels.compat, "opened", strange)
+    broken, good = list(made.pull_messages(ids))
+    assert (broken.error.code, broken.error.reason) == (MALFORMED, "malformed message: KeyError")
+    assert good.has_content()
+    assert len(link.forgotten) == 2
+
+
+def test_a_superlink_that_fails_is_no_site_s_failure(tmp_path: Path) -> None:
+    made, link, ids = post(tmp_path)
+    link.answer(0, "root")
+
+    def broken(object_id: str) -> bytes | None:
+        raise OSError(28, "No space left on device")
+
+    link.part = broken  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="LF5209"):
+        list(made.pull_messages(ids))
 
 
 def test_a_site_s_failure_is_handed_on(tmp_path: Path) -> None:
