@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from lepton_fed.errors import RunError, UpdateRefused
 from lepton_fed.flower import parcels
 from lepton_fed.flower.compat import COORDINATOR_NODE, MALFORMED, set_identity, set_message_id
 from lepton_fed.flower.parcels import FiledArray, FiledVector, Post, unpack
+from lepton_fed.flower.quota import Quota
 from lepton_fed.flower.records import record_to_reply, reply_to_record
 from lepton_fed.flower.seal import Sealing, contents_digest
 from lepton_fed.identity.signature import PrivateKey
@@ -490,6 +492,51 @@ def test_nodes_hear_of_messages_once_they_are_out(tmp_path: Path) -> None:
     made.push_messages([Message(RecordDict({"h": ConfigRecord({})}), 7, "query.offer")])
     assert rung == [1]
     assert made.get_node_ids() == [7]
+
+
+def test_a_reply_to_nothing_that_was_asked_is_forgotten(tmp_path: Path) -> None:
+    made, link, ids = post(tmp_path, 1)
+    link.answer(0, link.tree.message(link.tree.array(update().tobytes())))
+    (reply, root) = link.replies["ask-0"]
+    forged = Message(RecordDict(), 1, "train")  # an instruction to the coordinator
+    link.claim = lambda ids: iter([(forged, "forged"), (reply, root)])  # type: ignore[method-assign]
+    (found,) = made.pull_messages(ids)
+    assert found.metadata.reply_to_message_id == "ask-0"
+    assert link.forgotten == ["forged", root]
+    assert made._arriving == {}
+
+
+def test_room_is_made_for_what_is_asked_until_it_is_read_or_dropped(tmp_path: Path) -> None:
+    link, quota = SuperLink(), Quota()
+    made = Post(link, tmp_path, quota=quota)
+    asks = [Message(RecordDict({"h": ConfigRecord({})}), node, "train") for node in (7, 8)]
+    assert not quota.has_room(7)
+    ids = made.push_messages(asks)
+    assert quota.has_room(7)
+    assert quota.has_room(8)
+    link.answer(0, "root", Error(2, "LF5301"))
+    assert len(list(made.pull_messages(ids))) == 1
+    assert not quota.has_room(7)
+    assert quota.has_room(8)
+    for _ in range(2):
+        made.drop_messages(ids)
+        assert not quota.has_room(8)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_room_is_made_for_what_is_not_sent(fails: bool, tmp_path: Path) -> None:
+    link, quota = SuperLink(), Quota()
+
+    def unsent(messages: Iterable[Message]) -> list[str]:
+        if fails:
+            raise OSError(28, "No space left on device")
+        return [""]
+
+    link.push_messages = unsent  # type: ignore[method-assign]
+    made = Post(link, tmp_path, quota=quota)
+    with pytest.raises(RunError) if fails else contextlib.nullcontext():
+        made.push_messages([Message(RecordDict(), 7, "train")])
+    assert not quota.has_room(7)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
