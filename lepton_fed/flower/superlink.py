@@ -31,6 +31,7 @@ from lepton_fed.flower.failures import check_database, telling
 from lepton_fed.flower.heap import give_large_blocks_back, settle
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 from lepton_fed.flower.parcels import Post as Grid
+from lepton_fed.flower.quota import Quota
 
 __all__ = ["APP_ID", "Grid", "SuperLink", "codeless_app"]
 
@@ -41,6 +42,7 @@ _LOOPBACK = "127.0.0.1"
 
 _log = logging.getLogger("lepton_fed.server")
 _START_S = 30.0
+_MOST_LINES = 800  # below the 1024 files that a process has where nobody gives it more
 
 
 class SuperLink:
@@ -66,6 +68,7 @@ class SuperLink:
         secret = secrets.token_hex(32)
         self._header = compat.SecretHeader(SECRET_HEADER, secret)
         self._bell = Bell()
+        self._quota = Quota()
         self._replies = database.with_name("replies")
         public = _listening(listen)
         private = _listening((_LOOPBACK, 0))
@@ -76,12 +79,14 @@ class SuperLink:
         )
         quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "ws": "none"}
         self._sockets = (private, public)
+        self._fleet = FleetOnly(app, self._bell, quota=self._quota)
         self._servers = (
             uvicorn.Server(uvicorn.Config(WithSecret(app, secret), **quiet)),
             uvicorn.Server(
                 uvicorn.Config(
-                    FleetOnly(app, self._bell),
+                    self._fleet,
                     lifespan="off",
+                    limit_concurrency=_MOST_LINES,
                     ssl_certfile=str(certificate),
                     ssl_keyfile=str(key),
                     **quiet,
@@ -172,9 +177,11 @@ class SuperLink:
                             "Flower takes no key back", where=name, key="roster",
                             remedy="let the site make a new node key and enrol with it")
                 )  # fmt: skip
+        self._fleet.let_in(known | set(keys.values()))
         for node, (pem, _) in there.items():
             if pem not in keys.values():
                 compat.unregister_node(self._control, node)
+        self._fleet.let_in(keys.values())
 
     @telling()
     def nodes(self, keys: Mapping[str, bytes]) -> dict[str, int]:
@@ -218,7 +225,7 @@ class SuperLink:
         heartbeat.start()
         completed = False
         try:
-            yield Grid(grid, self._replies, self._bell.ring)
+            yield Grid(grid, self._replies, self._bell.ring, self._quota)
             completed = True
         finally:
             # What the SuperLink fails of now, the body has met before it, or never will.

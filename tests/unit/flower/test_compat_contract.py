@@ -18,6 +18,7 @@ import threading
 import time
 import types
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 import flwr
@@ -29,7 +30,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common import constant
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, ErrorCode, SubStatus
+from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    ErrorCode,
+    SubStatus,
+)
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
@@ -47,6 +55,10 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PushObjectRequest, PushObjectResponse
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     AcquireTaskResponse,
@@ -63,11 +75,13 @@ from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import heartbeat, sql_mixin
 from flwr.supercore.constant import (
     FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
     NOOP_FEDERATION_ID,
     SQLITE_PRAGMAS,
     TaskType,
 )
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
@@ -84,6 +98,11 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_public_key,
+    public_key_to_bytes,
+    verify_signature,
+)
 from flwr.supercore.retry import http_retry
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -93,13 +112,15 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet import node_auth
+from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from lepton_fed.flower import compat, compat_supernode, supernode
+from lepton_fed.flower import compat, compat_fleet, compat_supernode, supernode
 from lepton_fed.flower.compat import COORDINATOR_NODE, set_identity, set_message_id
 from lepton_fed.flower.grid import InProcessGrid
 
@@ -117,12 +138,14 @@ def test_this_is_the_flwr_that_was_checked() -> None:
     assert flwr.__version__.startswith("1.41."), (
         f"flwr {flwr.__version__} is not 1.41: re-check TaskIdentity, Message and its metadata, "
         "AppExitException, Grid's abstract methods, the node counts of stock strategies, Array and "
-        "the environment switches; then update this file, both compat modules and pyproject.toml"
+        "the environment switches; then update this file, the compat modules and pyproject.toml"
     )
 
 
 def test_compat_offers_what_is_checked_here() -> None:
-    text = "".join(Path(module.__file__).read_text() for module in (compat, compat_supernode))
+    text = "".join(
+        Path(module.__file__).read_text() for module in (compat, compat_fleet, compat_supernode)
+    )
     checked = Path(__file__).read_text()
     private = re.findall(
         r"^ *from (flwr\.(?!app import)[\w.]+) import \(?([\w,\s]+?)\)?$", text, re.MULTILINE
@@ -309,6 +332,91 @@ def test_nodes_name_themselves_in_a_header_and_look_for_messages_at_one_path() -
     assert FLEET_HTTP_PUBLIC_KEY_HEADER.encode().lower() == compat.NODE_HEADER
     assert compat.PULL_PATH in create_app(None, SuperLinkLifespan).openapi()["paths"]
     assert compat.CHUNK_BYTES == FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+
+
+def signed_headers(key: ec.EllipticCurvePrivateKey) -> dict[bytes, bytes]:
+    """Return what flwr's own interceptor puts into a request, as a server sees it."""
+    call = types.SimpleNamespace(request=httpx.Request("POST", "https://x/"))
+    NodeAuthHttpInterceptor(key, key.public_key()).intercept(call, lambda context: None)
+    return {name.lower(): value for name, value in call.request.headers.raw}
+
+
+def test_who_signed_a_request_is_known_from_its_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    pem = public_key_to_bytes(key.public_key())
+    headers = signed_headers(key)
+    assert set(headers) >= {
+        compat.NODE_HEADER, TIMESTAMP_HEADER.encode(), FLEET_HTTP_SIGNATURE_HEADER.encode()
+    }  # fmt: skip
+    assert compat_fleet.signer(headers.items(), {pem}) == pem
+    assert compat_fleet.signer(headers.items(), {public_key_to_bytes(other.public_key())}) is None
+    assert verify_signature(bytes_to_public_key(pem), b"x", b"y") is False
+    stolen = headers | {compat.NODE_HEADER: signed_headers(other)[compat.NODE_HEADER]}
+    assert (
+        compat_fleet.signer(stolen.items(), {pem, public_key_to_bytes(other.public_key())}) is None
+    )
+    for name in headers:
+        if name.startswith(b"flwr-"):
+            for wrong in (b"", b"\xff", b"x" * 40):
+                assert compat_fleet.signer((headers | {name: wrong}).items(), {pem}) is None, name
+            assert compat_fleet.signer([h for h in headers.items() if h[0] != name], {pem}) is None
+    late = now() + timedelta(seconds=TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE + 1)
+    monkeypatch.setattr(compat_fleet, "now", lambda: late)
+    assert compat_fleet.signer(headers.items(), {pem}) is None
+    # The same is asked by the SuperLink, of the same names.
+    source = inspect.getsource(node_auth.authenticate_node)
+    for name in (
+        "PUBLIC_KEY_HEADER",
+        "SIGNATURE_HEADER",
+        "TIMESTAMP_HEADER",
+        "verify_signature",
+        "TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE",
+        "request.node.node_id",
+    ):
+        assert name in source
+
+
+def announcing(**about: object) -> PushMessagesRequest:
+    told: dict[str, object] = {"src_node_id": 7, "dst_node_id": COORDINATOR_NODE,
+                               "reply_to_message_id": "ask"}  # fmt: skip
+    tree = ObjectTree(object_id="m", children=[ObjectTree(object_id=str(n)) for n in range(3)])
+    tree.children[0].children.append(ObjectTree(object_id="x"))
+    return PushMessagesRequest(
+        node=Node(node_id=7),
+        messages_list=[MessageProto(metadata=Metadata(**(told | about)))],  # type: ignore[arg-type]
+        message_object_trees=[tree],
+    )
+
+
+def test_a_node_announces_one_reply_of_its_own_to_the_coordinator() -> None:
+    def announced(request: PushMessagesRequest) -> tuple[int, int] | None:
+        return compat_fleet.announced(request.SerializeToString())
+
+    assert announced(announcing()) == (7, 5)
+    assert announced(announcing(reply_to_message_id="")) is None, "an instruction"
+    assert announced(announcing(src_node_id=COORDINATOR_NODE)) is None, "of somebody else"
+    assert announced(announcing(dst_node_id=7)) is None, "to a node"
+    assert compat_fleet.announced(b"\xff") is None
+    assert compat_fleet.announced(b"") is None
+    two = announcing()
+    two.MergeFrom(announcing())
+    assert announced(two) is None
+    source = inspect.getsource(fleet_handlers.push_messages)
+    assert "request.messages_list[0]" in source
+    assert "request.message_object_trees[0]" in source
+    paths = create_app(None, SuperLinkLifespan).openapi()["paths"]
+    assert {compat_fleet.PUSH_PATH, compat_fleet.PUSH_OBJECT_PATH} <= set(paths)
+
+
+def test_a_part_is_stored_by_a_node_and_the_answer_says_whether() -> None:
+    part = PushObjectRequest(node=Node(node_id=7), object_content=b"x" * 100)
+    assert compat_fleet.storing_node(part.SerializeToString()) == 7
+    assert compat_fleet.storing_node(b"\xff") is None
+    for stored in (True, False):
+        assert (
+            compat_fleet.was_stored(PushObjectResponse(stored=stored).SerializeToString()) is stored
+        )
+    assert compat_fleet.was_stored(b"\xff") is False
 
 
 def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:

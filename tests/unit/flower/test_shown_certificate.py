@@ -8,11 +8,15 @@ import ssl
 from collections.abc import Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_connection import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from lepton_fed.clients.first_contact import reach
 from lepton_fed.errors import RunError
@@ -24,6 +28,7 @@ from lepton_fed.identity.server_certificate import load_server_certificate
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 LOOPBACK = "127.0.0.1"
+KEY = ec.generate_private_key(ec.SECP384R1())
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def listening(tls: Path) -> Iterator[tuple[SuperLink, int]]:
     link = SuperLink(
         (LOOPBACK, port), first / "server.crt", first / "server.key", tls / "flower.sqlite"
     )
-    link.start({})
+    link.start({"north": public_key_to_bytes(KEY.public_key())})
     yield link, port
     link.stop()
     del link
@@ -76,7 +81,10 @@ class Connection:
 
     def ask(self) -> int:
         """Ask something on this connection and return the status."""
-        self._line.request("GET", "/")
+        signed = SimpleNamespace(request=httpx.Request("GET", "https://x/"))
+        NodeAuthHttpInterceptor(KEY, KEY.public_key()).intercept(signed, lambda context: None)
+        named = {k: v for k, v in signed.request.headers.items() if k.startswith("flwr-")}
+        self._line.request("GET", "/v1/fleet/nothing", headers=named)
         with self._line.getresponse() as answer:
             answer.read()
         assert self._line.sock is self._socket, "it is the same connection still"
