@@ -7,9 +7,10 @@ by the system does not run the same conf a second time, at the cost of every sit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from lepton_fed.config.schema import ServerConf
 from lepton_fed.core.decode import decode, strict_json
@@ -18,8 +19,6 @@ from lepton_fed.runs.files import reading, write_atomic, writing
 from lepton_fed.runs.folder import RunFolder
 
 __all__ = ["Ongoing", "OngoingRun", "run_digest_of_conf"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,13 @@ class OngoingRun:
         folder: Its folder, absolute.
         job: Name of the job that asked for it; empty for the conf's own run.
         conf: :func:`run_digest_of_conf` of its conf.
+        result: What the job's giver is still to be told of the run, which is over; None before.
     """
 
     folder: str
     job: str
     conf: str
+    result: dict[str, Any] | None = None
 
 
 class Ongoing:
@@ -56,14 +57,33 @@ class Ongoing:
         """
         write_atomic(self._ongoing, canonical_json(run) + b"\n")
 
-    def end(self) -> None:
-        """Write down that it is finished.
+    def answer(self, job: str, result: Mapping[str, Any]) -> None:
+        """Write down that a job's run is over, and what its giver is to be told.
+
+        From here on no start goes on with the run or does the job again.
+
+        Args:
+            job: Name of the job; of one whose run never began there is nothing to write.
+            result: What its giver is to be told.
 
         Raises:
             RunError: It cannot be written.
         """
-        run = self.run()
-        if run is None:
+        run = _read(self._ongoing)
+        if run and run.job == job:
+            self.begin(replace(run, result=dict(result)))
+
+    def end(self, job: str = "") -> None:
+        """Write down that it is finished.
+
+        Args:
+            job: Name of the job that asked for it; empty for the conf's own run.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        run = _read(self._ongoing)
+        if run is None or run.job != job:
             return
         if not run.job:
             write_atomic(self._done, canonical_json(run) + b"\n")
@@ -79,7 +99,8 @@ class Ongoing:
             RunError: The file cannot be read.
         """
         found = _read(self._ongoing)
-        return found if found and RunFolder(Path(found.folder)).conf.is_file() else None
+        over = found is not None and found.result is not None
+        return found if found and (over or RunFolder(Path(found.folder)).conf.is_file()) else None
 
     def done(self) -> OngoingRun | None:
         """Return the last finished run of the conf; None without one.

@@ -122,6 +122,7 @@ def _turns(
     service: Service, loaded: Loaded[ServerConf], *, once: bool, new: bool, resume: str
 ) -> list[_Turn]:
     """Return what to run before what is asked for: what was interrupted, then the conf's run."""
+    _tell_what_is_over(service)
     if resume:
         folder = find_run(resume, Path(loaded.conf.runs))
         if folder.read_summary() is not None:
@@ -129,7 +130,10 @@ def _turns(
                 Problem("LF4217", "this run is finished", where=str(folder.path),
                         remedy="resume one that is not: lepton-fed runs list")
             )  # fmt: skip
-        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder)]
+        ongoing = service.ongoing.run()
+        same = ongoing is not None and Path(ongoing.folder) == folder.path.absolute()
+        job = ongoing.job if ongoing is not None and same else ""
+        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder, job)]
     turns: list[_Turn] = []
     mine = run_digest_of_conf(loaded.conf)
     ongoing, done = service.ongoing.run(), service.ongoing.done()
@@ -153,6 +157,20 @@ def _turns(
     return [*turns, _Turn(loaded)]
 
 
+def _tell_what_is_over(service: Service) -> None:
+    """Tell the giver of a job whose run was over when the coordinator was killed."""
+    ongoing = service.ongoing.run()
+    if ongoing is not None and ongoing.result is not None:
+        _answer(service, ongoing.job, ongoing.result)
+
+
+def _answer(service: Service, job: str, result: dict[str, Any]) -> None:
+    """Tell a job's giver what came of it; a kill in between repeats this, and not the job."""
+    service.ongoing.answer(job, result)
+    service.jobs.done(job, result)
+    service.ongoing.end(job)
+
+
 def _work(
     service: Service,
     turns: list[_Turn],
@@ -164,7 +182,7 @@ def _work(
     with service.channel() as grid:
         for turn in turns:
             if turn.job:
-                service.jobs.done(turn.job, _execute(service, turn, grid, told))
+                _answer(service, turn.job, _execute(service, turn, grid, told))
                 continue
             try:
                 told(service.run(turn, grid))
@@ -175,7 +193,7 @@ def _work(
                 _tell(turn.loaded, error)
         while not once and not stop.is_set():
             for name, job in service.jobs.waiting():
-                service.jobs.done(name, _do(service, name, job, grid, told))
+                _answer(service, name, _do(service, name, job, grid, told))
             stop.wait(_LOOK_S)
 
 
@@ -197,7 +215,7 @@ def _do(
 def _execute(
     service: Service, turn: _Turn, grid: Grid, told: Callable[[Finished], None]
 ) -> dict[str, Any]:
-    """Execute the run of a job; whoever asked is told of a failure, so it is not gone on with."""
+    """Execute the run of a job; a failure is its result, unless a new start may mend it."""
     try:
         finished = service.run(turn, grid)
         told(finished)
@@ -205,7 +223,6 @@ def _execute(
     except LeptonError as error:
         if error.code in _BROKEN:
             raise
-        service.ongoing.end()
         return _failed(error)
 
 
@@ -285,7 +302,7 @@ class Service:
         conf, folder = turn.loaded.conf, turn.folder
         summary = folder.read_summary() if folder else None
         if folder and summary:  # it was killed between its last two writes
-            self.ongoing.end()
+            self._end(turn)
             return Finished(folder, summary)
         strategy = build_strategy(conf.strategy)
         kit = build_kit(conf.task, conf.seed)
@@ -334,8 +351,13 @@ class Service:
                 one_kind_of_device=False,
                 pace=Pace(conf.patience),
             )
-        self.ongoing.end()
+        self._end(turn)
         return Finished(folder, summary)
+
+    def _end(self, turn: _Turn) -> None:
+        """Write down that a run is finished; that of a job is when its giver is told."""
+        if not turn.job:
+            self.ongoing.end()
 
     def push(self, folder: Path, grid: Grid) -> dict[str, Any]:
         """Hand a bundle to every site of the roster that is online.
