@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
 from lepton_fed.runs.summary import RunSummary
-from lepton_fed.server.execution import execute, recorded
+from lepton_fed.server.execution import Left, execute, left, recorded
 from lepton_fed.server.federation import Federation, RosterChange
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.jobs import Job, Jobs
@@ -307,7 +307,10 @@ class Service:
         strategy = build_strategy(conf.strategy)
         kit = build_kit(conf.task, conf.seed)
         line, members = self._line(grid)
-        names = sorted(members.nodes)
+        # One that goes on has the sites it began with: who came since then takes part in the next.
+        begun = left(folder) if folder else None
+        of_run = sorted(begun.sites if begun else members.nodes)
+        names = [name for name in of_run if name in members.nodes]
         if len(names) < conf.rounds.quorum:
             raise Refused(
                 Problem("LF4216", f"the roster has {len(names)} sites, the quorum is "
@@ -315,7 +318,7 @@ class Service:
                         remedy="enrol the sites: lepton-fed keys enrol NAME.enrol.json")
             )  # fmt: skip
         if strategy.server.needs == "sum":
-            plan_encoding(conf.task, conf.rounds.cohort_size(len(names)))
+            plan_encoding(conf.task, conf.rounds.cohort_size(len(of_run)))
         if folder is None:
             text = turn.loaded.resolved_yaml()
             folder = RunFolder.create(Path(conf.runs), conf.task.name, text)
@@ -326,7 +329,14 @@ class Service:
         )
         with recorded(EventLog(folder.events, self._listeners)) as log:
             sites = Federation(
-                line, agreement, members.content, names, conf.rounds.quorum, conf.gather_s, log
+                line,
+                agreement,
+                members.content,
+                names,
+                conf.rounds.quorum,
+                conf.gather_s,
+                log,
+                of_run=of_run,
             )
 
             def renew(now: Members, change: RosterChange) -> None:
@@ -335,8 +345,7 @@ class Service:
 
             def rounds(coordinator: Coordinator, standing: Standing) -> Outcome:
                 with self._roster.followed(members, renew):
-                    # One that goes on waits for those it had, as if nothing had happened.
-                    sites.gather(standing.record.contributors)
+                    sites.gather(_awaited(begun, standing))
                     return coordinator.run(sites, standing)
 
             _, summary = execute(
@@ -344,7 +353,7 @@ class Service:
                 strategy,
                 kit,
                 agreement,
-                names,
+                of_run,
                 folder,
                 log,
                 rounds,
@@ -391,6 +400,17 @@ class Service:
         if self._link is None:
             raise RuntimeError("open() comes first")
         return self._link
+
+
+def _awaited(begun: Left | None, standing: Standing) -> Collection[str]:
+    """Return whom a run waits for before it draws the next cohort; nobody named stands for all.
+
+    One that goes on waits for all it had, as if nothing had happened. Before the end of the first
+    round that is everybody: a new run would have waited for them too.
+    """
+    if begun is None or not standing.round_number:
+        return ()
+    return begun.agreed | set(standing.record.sites)
 
 
 def address_of(address: str) -> tuple[str, int]:
