@@ -2,7 +2,8 @@
 
 Two small files in the state folder: ``ongoing.json`` names the run from its folder's making to its
 summary; ``done.json`` says which run of a conf is finished, so that a service that is started again
-by the system does not run the same conf a second time, at the cost of every site's budget.
+by the system does not run the same conf a second time, at the cost of every site's budget. For the
+same reason no run is begun while one of them cannot be relied on: a person says that, with --new.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from lepton_fed.config.schema import ServerConf
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json, digest_of
+from lepton_fed.errors import Problem, Refused
 from lepton_fed.runs.files import reading, write_atomic, writing
 from lepton_fed.runs.folder import RunFolder
 
@@ -93,19 +95,24 @@ class Ongoing:
     def run(self) -> OngoingRun | None:
         """Return the run that was begun and is not finished; None without one.
 
-        A run whose folder was taken away is none.
-
         Raises:
+            Refused: LF4218, the file does not say which, or the run's folder is not there.
             RunError: The file cannot be read.
         """
         found = _read(self._ongoing)
-        over = found is not None and found.result is not None
-        return found if found and (over or RunFolder(Path(found.folder)).conf.is_file()) else None
+        if found and found.result is None:
+            conf = RunFolder(Path(found.folder)).conf
+            with reading(conf):
+                there = conf.is_file()
+            if not there:
+                raise _unreliable(self._ongoing, f"the run's folder {found.folder} is not there")
+        return found
 
     def done(self) -> OngoingRun | None:
         """Return the last finished run of the conf; None without one.
 
         Raises:
+            Refused: LF4218, the file does not say which.
             RunError: The file cannot be read.
         """
         return _read(self._done)
@@ -119,8 +126,21 @@ def run_digest_of_conf(conf: ServerConf) -> str:
 
 def _read(path: Path) -> OngoingRun | None:
     with reading(path):
-        content = path.read_bytes() if path.exists() else b""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
     try:
-        return decode(OngoingRun, strict_json(content)) if content else None
-    except ValueError:  # not ours: a run that is not known is begun anew
-        return None
+        said = strict_json(content)
+        # Files of earlier versions have no result.
+        return decode(OngoingRun, {"result": None, **said} if isinstance(said, dict) else said)
+    except ValueError as error:
+        raise _unreliable(path, f"it is broken: {error}") from None
+
+
+def _unreliable(path: Path, why: str) -> Refused:
+    return Refused(
+        Problem("LF4218", f"which run was in progress or is finished cannot be said: {why}",
+                where=str(path), remedy="mount or restore what is missing; or go on with a run that "
+                "you name: --resume RUN; or begin anew, at the cost of every site's budget: --new")
+    )  # fmt: skip

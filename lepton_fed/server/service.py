@@ -122,7 +122,7 @@ def _turns(
     service: Service, loaded: Loaded[ServerConf], *, once: bool, new: bool, resume: str
 ) -> list[_Turn]:
     """Return what to run before what is asked for: what was interrupted, then the conf's run."""
-    _tell_what_is_over(service)
+    ongoing = _interrupted(service, named=new or bool(resume))
     if resume:
         folder = find_run(resume, Path(loaded.conf.runs))
         if folder.read_summary() is not None:
@@ -130,13 +130,12 @@ def _turns(
                 Problem("LF4217", "this run is finished", where=str(folder.path),
                         remedy="resume one that is not: lepton-fed runs list")
             )  # fmt: skip
-        ongoing = service.ongoing.run()
         same = ongoing is not None and Path(ongoing.folder) == folder.path.absolute()
         job = ongoing.job if ongoing is not None and same else ""
         return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder, job)]
     turns: list[_Turn] = []
     mine = run_digest_of_conf(loaded.conf)
-    ongoing, done = service.ongoing.run(), service.ongoing.done()
+    done = None if once or new else service.ongoing.done()
     if ongoing is not None and not new:
         folder = RunFolder(Path(ongoing.folder))
         if ongoing.job:
@@ -148,7 +147,7 @@ def _turns(
                 "server.left run %s was interrupted under another conf and is left as it is; "
                 "lepton-fed server --resume %s goes on with it", folder.name, folder.name,
             )  # fmt: skip
-    if done is not None and done.conf == mine and not (once or new):
+    if done is not None and done.conf == mine:
         _log.info(
             "server.done this conf's run is finished: %s; --new or `lepton-fed runs submit` runs "
             "it again", done.folder,
@@ -157,11 +156,23 @@ def _turns(
     return [*turns, _Turn(loaded)]
 
 
-def _tell_what_is_over(service: Service) -> None:
-    """Tell the giver of a job whose run was over when the coordinator was killed."""
-    ongoing = service.ongoing.run()
-    if ongoing is not None and ongoing.result is not None:
-        _answer(service, ongoing.job, ongoing.result)
+def _interrupted(service: Service, *, named: bool) -> OngoingRun | None:
+    """Return the run that was interrupted; tell whoever gave it, if it is over.
+
+    Args:
+        service: The coordinator.
+        named: Whether a person said what to run, so that it need not be known.
+    """
+    try:
+        found = service.ongoing.run()
+    except Refused:
+        if not named:
+            raise
+        return None
+    if found is None or found.result is None:
+        return found
+    _answer(service, found.job, found.result)
+    return None
 
 
 def _answer(service: Service, job: str, result: dict[str, Any]) -> None:
