@@ -108,6 +108,11 @@ class RunFolder:
         """Return the path of the bundle."""
         return self.path / "bundle"
 
+    @property
+    def spill(self) -> Path:
+        """Return the path of the folder for the single updates of the round in progress."""
+        return self.path / "spill"
+
     def site(self, name: str) -> Path:
         """Return the folder of a simulated site's own records."""
         return self.path / "sites" / name
@@ -181,7 +186,7 @@ class RunFolder:
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def sweep(self) -> None:
-        """Remove what a killed process had begun to write.
+        """Remove what a killed process had begun to write, and the updates of its round.
 
         Raises:
             RunError: It cannot be removed.
@@ -189,6 +194,8 @@ class RunFolder:
         with writing(self.path):
             for partial in [*self.path.glob(PARTIAL), *self.path.glob(f"checkpoints/{PARTIAL}")]:
                 partial.unlink(missing_ok=True)
+            if self.spill.exists():
+                shutil.rmtree(self.spill)
 
     def drop_metrics_from(self, round_number: int) -> None:
         """Take out of ``metrics.csv`` what a round that is done again will write again.

@@ -44,8 +44,9 @@ __all__ = ["Finished", "Service", "address_of", "serve"]
 _LOOK_S = 0.5
 _PUSH_S = 120.0
 
-_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210"})
-"""A disk or Flower's SuperLink failed: nothing can be done in this process any more."""
+_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5220"})
+"""A disk or Flower's SuperLink failed, or another process holds the run's event log: nothing can be
+done in this process any more."""
 
 _ABSENT = frozenset({"LF5001", "LF5004"})
 """The sites are not there: a later start may find them."""
@@ -83,7 +84,8 @@ def serve(
     time, and every run costs the sites of their budget.
 
     What a new start may mend ends the service, so that the system starts it again and the run goes
-    on: a full disk, a database that is damaged or locked, sites that are not there. What only a
+    on: a full disk, a database that is damaged or locked, an event log that another process holds,
+    sites that are not there. What only a
     person can mend is told, and the service stays.
 
     Args:

@@ -15,7 +15,7 @@ from lepton_fed.server import service as module
 from lepton_fed.server.jobs import Job
 from lepton_fed.server.service import _Turn, _work
 
-BROKEN = ["LF5017", "LF5018", "LF5019", "LF5209", "LF5210"]
+BROKEN = ["LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5220"]
 ABSENT = ["LF5001", "LF5004"]
 A_PERSONS = ["LF5002", "LF5003", "LF5005"]
 
