@@ -30,6 +30,7 @@ from lepton_fed.clients.stall import StallWatch
 from lepton_fed.clients.training_child import TrainingChild
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.exchange import legible
+from lepton_fed.core.retry import Retry
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.flower.supernode import supernode_command, supernode_environment
 from lepton_fed.flower.worker import serve
@@ -179,7 +180,7 @@ def run_site(conf: ClientConf, stop: threading.Event) -> None:
         _log.info("site.started name=%s coordinator=%s", conf.name, conf.coordinator)
         try:
             while not stop.wait(_LOOK_S):
-                if watch.look():
+                if site.retry.due(watch.look()):
                     site.renew()
         finally:
             stop.set()
@@ -218,6 +219,7 @@ class _Site:
             lambda: why_refused(conf.coordinator, ca),
         )
         self.failures: list[BaseException] = []
+        self.retry = Retry()
 
     def _agent_with(self, keys: SiteKeys) -> Agent:
         public = keys.identity.public_key()
@@ -271,14 +273,16 @@ class _Site:
                 self._files.write(keys)
         except LeptonError as error:
             problem = error.problems[0]
-            _log.error(
-                "keys.refused %s: %s; %s; those in use stay in use [%s]",
-                problem.where,
-                problem.what,
-                problem.remedy,
-                problem.code,
-            )
+            if self.retry.failed(error):
+                _log.error(
+                    "keys.refused %s: %s; %s; those in use stay in use [%s]",
+                    problem.where,
+                    problem.what,
+                    problem.remedy,
+                    problem.code,
+                )
             return
+        self.retry.succeeded()
         if not changed:
             return
         # What is signed with a key that is replaced may be of no use by now; the line is good.

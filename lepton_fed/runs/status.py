@@ -28,7 +28,7 @@ __all__ = [
     "status_of",
 ]
 
-INTERRUPTIONS = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211"})
+INTERRUPTIONS = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211", "LF5220"})
 """Codes with which a run ends for now: the coordinator's next start goes on with it."""
 
 State = Literal["running", "interrupted", "failed", "finished", "exported", "damaged"]

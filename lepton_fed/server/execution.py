@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -22,11 +22,44 @@ from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.base import Strategy
 from lepton_fed.training.kit import TaskKit
 
-__all__ = ["execute", "outside_epsilon", "recorded"]
+__all__ = ["Left", "execute", "left", "outside_epsilon", "recorded"]
 
 _log = logging.getLogger("lepton_fed.server")
 
 _LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
+
+
+@dataclass(frozen=True)
+class Left:
+    """Whom a run that goes on had when it was interrupted.
+
+    Args:
+        sites: Names of the sites that may take part.
+        agreed: Names of those that had agreed, as they said last.
+    """
+
+    sites: tuple[str, ...]
+    agreed: frozenset[str]
+
+
+def left(folder: RunFolder) -> Left | None:
+    """Return whom an interrupted run had; None for one that had not begun.
+
+    Raises:
+        LeptonError: The event log was changed or cannot be read.
+    """
+    if not folder.events.exists():
+        return None
+    sites: tuple[str, ...] | None = None
+    agreed: set[str] = set()
+    for event in read_events(folder.events):
+        if event["event"] == "run.started":
+            sites = tuple(event["sites"])
+        elif event["event"] == "site.agreed":
+            agreed.add(event["site"])
+        elif event["event"] == "site.refused":
+            agreed.discard(event["site"])
+    return None if sites is None else Left(sites, frozenset(agreed))
 
 
 def execute(

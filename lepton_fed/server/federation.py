@@ -82,13 +82,14 @@ class Federation:
         line: Reaches all sites.
         agreement: What they are to agree to.
         roster: The signed roster, as the file holds it.
-        names: Names of all sites of the roster.
+        names: Names of all sites of the roster as it is now.
         quorum: Smallest number of sites that a round takes.
         gather_s: Seconds to wait for the others before the first round, and for the quorum
             before any.
         log: The run's event log.
         sleep: Waits, seconds.
         clock: Tells seconds that never go back.
+        of_run: Names of the sites that may take part, of a run that goes on; None for all.
     """
 
     def __init__(
@@ -102,11 +103,13 @@ class Federation:
         log: EventLog,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        of_run: Collection[str] | None = None,
     ) -> None:
         self._line = line
         self._agreement = agreement.digest
         self._offer = Offer(canonical_json(agreement), roster)
-        self._of_run = self._names = tuple(sorted(names))
+        self._of_run = tuple(sorted(names if of_run is None else of_run))
+        self._names = tuple(name for name in self._of_run if name in names)
         self._quorum = quorum
         self._gather_s = gather_s
         self._log = log

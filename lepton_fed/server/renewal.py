@@ -1,7 +1,9 @@
 """What a running coordinator takes in anew: its TLS certificate, and the roster.
 
 Both are files that somebody replaces. What is put in place is checked as at the start; if it is
-not good, that is said once, and what was in use stays in use. Nothing is ever written here.
+not good, that is said once, and what was in use stays in use. What may pass by itself, such as a
+locked database or a certificate that is not valid yet, is tried again at each look. Nothing is ever
+written here.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from lepton_fed.core.retry import Retry
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.flower.transport import Seals
 from lepton_fed.identity.certificates import parse_authorities
@@ -96,6 +99,7 @@ class CertificateInUse:
         self._told_end = ends
         self._now = now
         self._watch = FileWatch(certificate, key, ca)
+        self._retry = Retry()
         self._shown: ServerCertificate = load_server_certificate(certificate, key, now())
         self._warned: datetime | None = None
         ends(self._shown.ends.timestamp())
@@ -106,15 +110,18 @@ class CertificateInUse:
         Args:
             show: Shows it from the next handshake on.
         """
-        if self._watch.look():
+        if self._retry.due(self._watch.look()):
             try:
                 self._take(show)
             except LeptonError as error:
-                _log.error(
-                    "certificate.refused %s; the one in use stays, valid until %s",
-                    _in_words(error),
-                    _day(self._shown.ends),
-                )
+                if self._retry.failed(error):
+                    _log.error(
+                        "certificate.refused %s; the one in use stays, valid until %s",
+                        _in_words(error),
+                        _day(self._shown.ends),
+                    )
+            else:
+                self._retry.succeeded()
         self._warn()
 
     def _take(self, show: Callable[[ssl.SSLContext], None]) -> None:
@@ -219,7 +226,7 @@ class RosterInUse:
         self._key = key
         self._watch = FileWatch(path)
         self._lock = threading.RLock()
-        self._failed = False
+        self._retry = Retry()
         self._members: Members | None = None
         self._followers: list[Follower] = []
         self._newest: Roster = read_roster_file(path, key.public_key())[0]
@@ -257,16 +264,19 @@ class RosterInUse:
 
     def look(self, register: Register) -> None:
         """Take in what was put in place since the last look."""
-        if not self._watch.look() and not self._failed:
+        if not self._retry.due(self._watch.look()):
             return
-        self._failed = True  # unless it turns out well, or as something that only a person mends
         try:
             self.take(register)
         except LeptonError as error:
-            _log.error(
-                "roster.refused %s; version %d stays in use", _in_words(error), self._newest.version
-            )
-        self._failed = False
+            if self._retry.failed(error):
+                _log.error(
+                    "roster.refused %s; version %d stays in use",
+                    _in_words(error),
+                    self._newest.version,
+                )
+        else:
+            self._retry.succeeded()
 
     @contextmanager
     def followed(self, since: Members, follower: Follower) -> Iterator[None]:

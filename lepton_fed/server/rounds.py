@@ -240,7 +240,7 @@ class Coordinator:
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
         intake = Intake(self._strategy, self._layout, self._task, number, max(1, len(cohort)),
-                         len(self._record.sites), self._folder.path / "spill")  # fmt: skip
+                         len(self._record.sites), self._folder.spill)  # fmt: skip
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
         self._record.sent_bytes = len(cohort) * _bytes_of(ask.vectors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
 from lepton_fed.runs.summary import RunSummary
-from lepton_fed.server.execution import execute, recorded
+from lepton_fed.server.execution import Left, execute, left, recorded
 from lepton_fed.server.federation import Federation, RosterChange
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.jobs import Job, Jobs
@@ -44,8 +44,9 @@ __all__ = ["Finished", "Service", "address_of", "serve"]
 _LOOK_S = 0.5
 _PUSH_S = 120.0
 
-_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210"})
-"""A disk or Flower's SuperLink failed: nothing can be done in this process any more."""
+_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5220"})
+"""A disk or Flower's SuperLink failed, or another process holds the run's event log: nothing can be
+done in this process any more."""
 
 _ABSENT = frozenset({"LF5001", "LF5004"})
 """The sites are not there: a later start may find them."""
@@ -83,7 +84,8 @@ def serve(
     time, and every run costs the sites of their budget.
 
     What a new start may mend ends the service, so that the system starts it again and the run goes
-    on: a full disk, a database that is damaged or locked, sites that are not there. What only a
+    on: a full disk, a database that is damaged or locked, an event log that another process holds,
+    sites that are not there. What only a
     person can mend is told, and the service stays.
 
     Args:
@@ -122,6 +124,7 @@ def _turns(
     service: Service, loaded: Loaded[ServerConf], *, once: bool, new: bool, resume: str
 ) -> list[_Turn]:
     """Return what to run before what is asked for: what was interrupted, then the conf's run."""
+    ongoing = _interrupted(service, named=new or bool(resume))
     if resume:
         folder = find_run(resume, Path(loaded.conf.runs))
         if folder.read_summary() is not None:
@@ -129,10 +132,12 @@ def _turns(
                 Problem("LF4217", "this run is finished", where=str(folder.path),
                         remedy="resume one that is not: lepton-fed runs list")
             )  # fmt: skip
-        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder)]
+        same = ongoing is not None and Path(ongoing.folder) == folder.path.absolute()
+        job = ongoing.job if ongoing is not None and same else ""
+        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder, job)]
     turns: list[_Turn] = []
     mine = run_digest_of_conf(loaded.conf)
-    ongoing, done = service.ongoing.run(), service.ongoing.done()
+    done = None if once or new else service.ongoing.done()
     if ongoing is not None and not new:
         folder = RunFolder(Path(ongoing.folder))
         if ongoing.job:
@@ -144,13 +149,39 @@ def _turns(
                 "server.left run %s was interrupted under another conf and is left as it is; "
                 "lepton-fed server --resume %s goes on with it", folder.name, folder.name,
             )  # fmt: skip
-    if done is not None and done.conf == mine and not (once or new):
+    if done is not None and done.conf == mine:
         _log.info(
             "server.done this conf's run is finished: %s; --new or `lepton-fed runs submit` runs "
             "it again", done.folder,
         )  # fmt: skip
         return turns
     return [*turns, _Turn(loaded)]
+
+
+def _interrupted(service: Service, *, named: bool) -> OngoingRun | None:
+    """Return the run that was interrupted; tell whoever gave it, if it is over.
+
+    Args:
+        service: The coordinator.
+        named: Whether a person said what to run, so that it need not be known.
+    """
+    try:
+        found = service.ongoing.run()
+    except Refused:
+        if not named:
+            raise
+        return None
+    if found is None or found.result is None:
+        return found
+    _answer(service, found.job, found.result)
+    return None
+
+
+def _answer(service: Service, job: str, result: dict[str, Any]) -> None:
+    """Tell a job's giver what came of it; a kill in between repeats this, and not the job."""
+    service.ongoing.answer(job, result)
+    service.jobs.done(job, result)
+    service.ongoing.end(job)
 
 
 def _work(
@@ -164,7 +195,7 @@ def _work(
     with service.channel() as grid:
         for turn in turns:
             if turn.job:
-                service.jobs.done(turn.job, _execute(service, turn, grid, told))
+                _answer(service, turn.job, _execute(service, turn, grid, told))
                 continue
             try:
                 told(service.run(turn, grid))
@@ -175,7 +206,7 @@ def _work(
                 _tell(turn.loaded, error)
         while not once and not stop.is_set():
             for name, job in service.jobs.waiting():
-                service.jobs.done(name, _do(service, name, job, grid, told))
+                _answer(service, name, _do(service, name, job, grid, told))
             stop.wait(_LOOK_S)
 
 
@@ -197,7 +228,7 @@ def _do(
 def _execute(
     service: Service, turn: _Turn, grid: Grid, told: Callable[[Finished], None]
 ) -> dict[str, Any]:
-    """Execute the run of a job; whoever asked is told of a failure, so it is not gone on with."""
+    """Execute the run of a job; a failure is its result, unless a new start may mend it."""
     try:
         finished = service.run(turn, grid)
         told(finished)
@@ -205,7 +236,6 @@ def _execute(
     except LeptonError as error:
         if error.code in _BROKEN:
             raise
-        service.ongoing.end()
         return _failed(error)
 
 
@@ -285,12 +315,15 @@ class Service:
         conf, folder = turn.loaded.conf, turn.folder
         summary = folder.read_summary() if folder else None
         if folder and summary:  # it was killed between its last two writes
-            self.ongoing.end()
+            self._end(turn)
             return Finished(folder, summary)
         strategy = build_strategy(conf.strategy)
         kit = build_kit(conf.task, conf.seed)
         line, members = self._line(grid)
-        names = sorted(members.nodes)
+        # One that goes on has the sites it began with: who came since then takes part in the next.
+        begun = left(folder) if folder else None
+        of_run = sorted(begun.sites if begun else members.nodes)
+        names = [name for name in of_run if name in members.nodes]
         if len(names) < conf.rounds.quorum:
             raise Refused(
                 Problem("LF4216", f"the roster has {len(names)} sites, the quorum is "
@@ -298,7 +331,7 @@ class Service:
                         remedy="enrol the sites: lepton-fed keys enrol NAME.enrol.json")
             )  # fmt: skip
         if strategy.server.needs == "sum":
-            plan_encoding(conf.task, conf.rounds.cohort_size(len(names)))
+            plan_encoding(conf.task, conf.rounds.cohort_size(len(of_run)))
         if folder is None:
             text = turn.loaded.resolved_yaml()
             folder = RunFolder.create(Path(conf.runs), conf.task.name, text)
@@ -309,7 +342,14 @@ class Service:
         )
         with recorded(EventLog(folder.events, self._listeners)) as log:
             sites = Federation(
-                line, agreement, members.content, names, conf.rounds.quorum, conf.gather_s, log
+                line,
+                agreement,
+                members.content,
+                names,
+                conf.rounds.quorum,
+                conf.gather_s,
+                log,
+                of_run=of_run,
             )
 
             def renew(now: Members, change: RosterChange) -> None:
@@ -318,8 +358,7 @@ class Service:
 
             def rounds(coordinator: Coordinator, standing: Standing) -> Outcome:
                 with self._roster.followed(members, renew):
-                    # One that goes on waits for those it had, as if nothing had happened.
-                    sites.gather(standing.record.contributors)
+                    sites.gather(_awaited(begun, standing))
                     return coordinator.run(sites, standing)
 
             _, summary = execute(
@@ -327,15 +366,20 @@ class Service:
                 strategy,
                 kit,
                 agreement,
-                names,
+                of_run,
                 folder,
                 log,
                 rounds,
                 one_kind_of_device=False,
                 pace=Pace(conf.patience),
             )
-        self.ongoing.end()
+        self._end(turn)
         return Finished(folder, summary)
+
+    def _end(self, turn: _Turn) -> None:
+        """Write down that a run is finished; that of a job is when its giver is told."""
+        if not turn.job:
+            self.ongoing.end()
 
     def push(self, folder: Path, grid: Grid) -> dict[str, Any]:
         """Hand a bundle to every site of the roster that is online.
@@ -369,6 +413,17 @@ class Service:
         if self._link is None:
             raise RuntimeError("open() comes first")
         return self._link
+
+
+def _awaited(begun: Left | None, standing: Standing) -> Collection[str]:
+    """Return whom a run waits for before it draws the next cohort; nobody named stands for all.
+
+    One that goes on waits for all it had, as if nothing had happened. Before the end of the first
+    round that is everybody: a new run would have waited for them too.
+    """
+    if begun is None or not standing.round_number:
+        return ()
+    return begun.agreed | set(standing.record.sites)
 
 
 def address_of(address: str) -> tuple[str, int]:

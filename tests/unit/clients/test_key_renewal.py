@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from lepton_fed.clients import supervisor
-from lepton_fed.clients.site_keys import load_site_keys
+from lepton_fed.clients.site_keys import SuperNodeFiles, load_site_keys
 from lepton_fed.clients.supervisor import run_site
 from lepton_fed.clients.training_child import TrainingChild
-from lepton_fed.errors import RunError
+from lepton_fed.errors import Problem, RunError
 from lepton_fed.identity.certificates import make_certificates
 from lepton_fed.identity.keys import generate_key, load_private_key
 from lepton_fed.identity.node_key import generate_node_key
@@ -161,6 +161,30 @@ def test_what_was_bad_and_is_good_then_is_taken(site, caplog):
     generate_key(site.folder / "new.pem")
     site.put("identity_key", (site.folder / "new.pem").read_bytes())
     until(lambda: said(caplog, "keys.renewed changed=identity_key "))
+
+
+def test_keys_that_came_while_the_disk_was_full_are_taken_afterwards(site, caplog, monkeypatch):
+    full = threading.Event()
+    full.set()
+    tries = []
+    write = SuperNodeFiles.write
+
+    def written(files, keys):
+        tries.append(keys)
+        if full.is_set():
+            raise RunError(Problem("LF5209", "no space left", where="supernode.key"))
+        write(files, keys)
+
+    monkeypatch.setattr(SuperNodeFiles, "write", written)
+    new = site.new_keys()
+    until(lambda: len(tries) > 3)
+    (line,) = said(caplog, "keys.refused")
+    assert "LF5209" in line
+    assert len(site.serving) == 1
+    full.clear()
+    until(lambda: len(site.serving) == 2)
+    assert site.serving[1][1]["identity"].private_bytes_raw() == new.private_bytes_raw()
+    assert len(said(caplog, "keys.refused")) == 1
 
 
 def test_a_pinned_key_that_the_roster_does_not_fit_changes_nothing_until_it_does(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lepton_fed.config.agreement import Agreement
@@ -14,7 +15,11 @@ from lepton_fed.core.exchange import Offer, OfferReply, Reply
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.runs.events import EventLog
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.server.execution import Left, left
 from lepton_fed.server.federation import Federation, RosterChange
+from lepton_fed.server.service import _awaited
+from lepton_fed.server.standing import Record, SiteRecord, Standing
 
 AGREEMENT = Agreement("run", Task(), StrategyConf(), 3, 1, Privacy())
 NO = Problem("LF4601", "not this model")
@@ -265,3 +270,46 @@ def test_a_changed_roster_is_offered_at_once_to_whoever_waits_for_it(world: Worl
     assert list(sites.sites()) == ["a", "c"]
     sites.renew(RosterChange(b"2", 2, ("a", "b", "c"), renewed=("a",)))
     assert list(sites.sites()) == ["a", "b", "c"]
+
+
+def test_a_run_that_goes_on_has_the_sites_it_began_with_and_no_others(world: World) -> None:
+    # Begun with a, b and d; c was enrolled and d removed while the coordinator was away.
+    sites = Federation(world.line, AGREEMENT, b"roster", "abc", 2, 60.0, world.log,
+                       world.nap, lambda: world.now, of_run="abd")  # fmt: skip
+    sites.gather()
+    assert world.now == 0.0, "nobody waits for a site that is on the roster no more"
+    assert list(sites.sites()) == ["a", "b"]
+    world.line.online = lambda: list("abcd")
+    sites.renew(RosterChange(b"next", 2, tuple("abcd"), added=("d",)))
+    assert list(sites.sites()) == ["a", "b", "d"], "back on the roster, as in an undisturbed run"
+
+
+def test_a_run_that_goes_on_waits_for_all_it_had(world: World) -> None:
+    # c contributed nothing to the last round, and connects again three seconds after the others.
+    world.line.online = lambda: list("abc") if world.now >= 3 else list("ab")
+    sites = world.federation()
+    record = Record(contributors=["a"], sites={"a": SiteRecord()})
+    standing = Standing(4, np.zeros(1, np.float32), {}, "", record)
+    sites.gather(_awaited(Left(tuple("abc"), frozenset("bc")), standing))
+    assert world.now == 3.0
+    assert list(sites.sites()) == ["a", "b", "c"]
+
+
+def test_a_run_that_finished_no_round_waits_for_everybody(world: World) -> None:
+    standing = Standing(0, np.zeros(1, np.float32), {}, "")
+    assert not _awaited(Left(tuple("abc"), frozenset("a")), standing)
+    assert not _awaited(None, standing)
+
+
+def test_whom_a_run_had_is_read_from_its_events(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "test", "conf: true\n")
+    assert left(folder) is None
+    log = EventLog(folder.events)
+    log.emit("sites.awaited", sites=["a"], agreed=[])
+    assert left(folder) is None
+    log.emit("run.started", sites=["a", "b", "c"])
+    for name, event in [("a", "agreed"), ("b", "refused"), ("c", "agreed"), ("c", "refused")]:
+        log.emit(f"site.{event}", site=name)
+    log.emit("run.failed", code="LF5209")
+    log.close()
+    assert left(folder) == Left(("a", "b", "c"), frozenset("a"))

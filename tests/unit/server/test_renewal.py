@@ -115,6 +115,22 @@ def test_a_bad_pair_is_told_once_and_the_next_good_one_is_taken(
     assert "certificate.renewed" in said(heard)[0]
 
 
+def test_one_that_is_not_valid_yet_is_told_once_and_taken_when_it_is(
+    certificates: Certificates, heard: pytest.LogCaptureFixture
+) -> None:
+    certificates.put(certificates.make("next", now=certificates.now + 2 * DAY))
+    certificates.look(5)
+    assert ["LF4164" in line for line in said(heard)] == [True]
+    certificates.now += DAY
+    certificates.look(5)
+    assert not said(heard)
+    assert not certificates.shown
+    certificates.now += 2 * DAY
+    certificates.look(1)
+    assert [line.split()[0] for line in said(heard)] == ["certificate.renewed"]
+    assert len(certificates.shown) == 1
+
+
 def test_two_files_that_are_replaced_one_after_the_other_are_one_change(
     certificates: Certificates, heard: pytest.LogCaptureFixture
 ) -> None:
@@ -226,8 +242,13 @@ class Register:
         self.let_in: dict[str, bytes] = {}
         self.refused: set[bytes] = set()
         self.broken = False
+        self.locked = False
+        self.asked = 0
 
     def enrol(self, keys: Mapping[str, bytes]) -> None:
+        self.asked += 1
+        if self.locked:
+            raise RunError(Problem("LF5018", f"the database is locked, asked {self.asked} times"))
         if self.broken:
             raise ConnectionError("database is locked")
         if self.refused & set(keys.values()):
@@ -376,6 +397,31 @@ def test_what_passes_by_is_tried_again(rosters: Rosters, heard: pytest.LogCaptur
     rosters.register.broken = False
     rosters.look(1)
     assert set(rosters.used.keys) == {"north"}
+
+
+def test_a_roster_that_came_while_the_database_was_locked_is_taken_afterwards(
+    rosters: Rosters, heard: pytest.LogCaptureFixture
+) -> None:
+    rosters.used.take(rosters.register)
+    rosters.now = remove(rosters.now, "south")
+    rosters.write()
+    rosters.register.locked = True
+    rosters.look(6)
+    assert ["LF5018" in line for line in said(heard)] == [True], "told once"
+    assert rosters.register.asked > 3
+    rosters.register.locked = False
+    rosters.look(1)
+    assert set(rosters.register.let_in) == set(rosters.used.keys) == {"north"}
+    assert [line.split()[0] for line in said(heard)] == ["roster.changed"]
+    asked = rosters.register.asked
+    rosters.look(3)
+    assert rosters.register.asked == asked, "what is taken is not taken again"
+
+
+def test_what_only_a_person_mends_is_not_tried_again(rosters: Rosters) -> None:
+    rosters.path.write_bytes(rosters.path.read_bytes()[:200])
+    rosters.look(4)
+    assert not rosters.used._retry.due(False)
 
 
 def test_a_watcher_goes_on_when_a_look_fails_and_says_so_once(
