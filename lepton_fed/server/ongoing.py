@@ -141,6 +141,6 @@ def _read(path: Path) -> OngoingRun | None:
 def _unreliable(path: Path, why: str) -> Refused:
     return Refused(
         Problem("LF4218", f"which run was in progress or is finished cannot be said: {why}",
-                where=str(path), remedy="mount or restore what is missing; or go on with a run that "
-                "you name: --resume RUN; or begin anew, at the cost of every site's budget: --new")
+                where=str(path), remedy="mount or restore what is missing; or go on with a run "
+                "that you name: --resume RUN; or begin anew, at the cost of every site's budget: --new")
     )  # fmt: skip
