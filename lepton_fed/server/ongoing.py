@@ -142,5 +142,6 @@ def _unreliable(path: Path, why: str) -> Refused:
     return Refused(
         Problem("LF4218", f"which run was in progress or is finished cannot be said: {why}",
                 where=str(path), remedy="mount or restore what is missing; or go on with a run "
-                "that you name: --resume RUN; or begin anew, at the cost of every site's budget: --new")
+                "that you name: --resume RUN; or begin anew, at the cost of every site's budget: "
+                "--new")
     )  # fmt: skip
