@@ -18,7 +18,7 @@ from rich.progress import (
 
 from lepton_fed.runs.events import Event, GrowingLog, is_written, read_events
 from lepton_fed.runs.folder import RunFolder
-from lepton_fed.runs.status import INTERRUPTIONS, State
+from lepton_fed.runs.status import State, end_of
 
 __all__ = ["LineView", "ProgressView", "follow", "headline", "headline_name", "view_for"]
 
@@ -188,7 +188,7 @@ def follow(run: RunFolder, view: ProgressView | LineView, wait: Callable[[], Non
     if summary is not None:
         read_events(run.events, summary.events)
     log = GrowingLog(run.events)
-    last: Event = {"event": ""}
+    seen: list[Event] = []
     watched = False
     while True:
         # Asked first: when nobody writes, what is read next is all there is.
@@ -200,15 +200,10 @@ def follow(run: RunFolder, view: ProgressView | LineView, wait: Callable[[], Non
         else:
             view.catch_up(events)
         watched = True
-        last = events[-1] if events else last
+        seen += events
         if not written:
-            return "interrupted" if last.get("code") in INTERRUPTIONS else _end_of(last)
+            return end_of(seen)
         wait()
-
-
-def _end_of(event: Event) -> State:
-    ends: Mapping[str, State] = {"run.finished": "finished", "run.failed": "failed"}
-    return ends.get(event["event"], "interrupted")
 
 
 def view_for(stream: TextIO | None) -> ProgressView | LineView:

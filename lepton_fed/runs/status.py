@@ -17,19 +17,19 @@ from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary
 
 __all__ = [
-    "INTERRUPTIONS",
     "NOT_HEARD",
     "Incident",
     "RunStatus",
     "SiteStatus",
     "State",
+    "end_of",
     "outline",
     "read_status",
     "status_of",
 ]
 
-INTERRUPTIONS = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211", "LF5220"})
-"""Codes with which a run ends for now: the coordinator's next start goes on with it."""
+_PASSING = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211", "LF5220"})
+_OF_A_COORDINATOR = frozenset({"sites.awaited", "site.agreed", "run.resumed"})
 
 State = Literal["running", "interrupted", "failed", "finished", "exported", "damaged"]
 
@@ -178,6 +178,25 @@ def outline(run: RunFolder) -> RunStatus:
     )
 
 
+def end_of(events: Sequence[Event]) -> State:
+    """Return how a run ended whose log nobody writes: finished, failed, or interrupted.
+
+    A coordinator goes on at its next start with what it was told to stop, or had no disk for; a
+    simulation has no next start.
+
+    Args:
+        events: Its events, in order; all, or the last and one that only a coordinator writes.
+    """
+    last = events[-1] if events else {"event": ""}
+    if last["event"] == "run.finished":
+        return "finished"
+    if last["event"] != "run.failed":
+        return "interrupted"
+    passing = last["code"] in _PASSING
+    resumable = passing and any(event["event"] in _OF_A_COORDINATOR for event in events)
+    return "interrupted" if resumable else "failed"
+
+
 def status_of(
     run: RunFolder, summary: RunSummary | None, events: Sequence[Event], *, written: bool
 ) -> RunStatus:
@@ -200,7 +219,7 @@ def status_of(
             found.site(site.name).spent(site.epsilon)
     elif events and events[-1]["event"] == "run.failed" and not written:
         code = str(events[-1]["code"])
-        state = "interrupted" if code in INTERRUPTIONS else "failed"
+        state = end_of(events)
     began, newest = (str(events[0]["time"]), str(events[-1]["time"])) if events else ("", "")
     seconds = summary.seconds if summary else _between(began, newest)
     sites = found.status()

@@ -17,7 +17,7 @@ from lepton_fed.errors import Refused, RunError
 from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.progress import LineView, follow
-from lepton_fed.runs.status import INTERRUPTIONS, RunStatus, SiteStatus, outline, read_status
+from lepton_fed.runs.status import RunStatus, SiteStatus, outline, read_status
 from lepton_fed.simulations.sequential import simulate
 
 if TYPE_CHECKING:
@@ -57,12 +57,20 @@ def test_a_run_that_failed_says_why_and_one_that_was_resumed_goes_on(written: Ma
     assert (status(run).state, status(run).code) == ("interrupted", "")
 
 
-@pytest.mark.parametrize("code", sorted(INTERRUPTIONS))
+@pytest.mark.parametrize("code", ["LF5209", "LF5211", "LF5018"])
 def test_a_run_that_the_next_start_goes_on_with_is_interrupted(written: Make, code: str) -> None:
-    run = written().started().round(1).emit("run.failed", code=code).close()
+    run = written().started().emit("sites.awaited", sites=["north"], agreed=[]).round(1)
+    run.emit("run.failed", code=code).close()
     assert (status(run).state, status(run).code) == ("interrupted", code)
     assert status(run).waiting == []
     assert follow(run.folder, LineView(StringIO()), lambda: None) == "interrupted"
+
+
+@pytest.mark.parametrize("code", ["LF5209", "LF5211"])
+def test_a_simulation_has_no_next_start(written: Make, code: str) -> None:
+    run = written().started().round(1).emit("run.failed", code=code).close()
+    assert (status(run).state, status(run).code) == ("failed", code)
+    assert follow(run.folder, LineView(StringIO()), lambda: None) == "failed"
 
 
 def test_a_run_whose_log_does_not_exist_was_interrupted_before_its_first_event(
