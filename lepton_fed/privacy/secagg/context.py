@@ -33,11 +33,12 @@ Plain = Any
 
 @dataclass(frozen=True)
 class Context:
-    """A round of secure aggregation.
+    """An attempt at a round of secure aggregation.
 
     Args:
         run: Identifier of the run.
         round_number: Round, from 1.
+        attempt: Attempt at the round, from 1; each has keys of its own.
         roster: Digest of the roster that the sites pinned, hexadecimal.
         task: Digest of the task.
         layout: Digest of the layout of the summed vector.
@@ -45,6 +46,7 @@ class Context:
 
     run: str
     round_number: int
+    attempt: int
     roster: str
     task: str
     layout: str
@@ -61,6 +63,7 @@ class Context:
                 "protocol": PROTOCOL,
                 "run": self.run,
                 "round": self.round_number,
+                "attempt": self.attempt,
                 "roster": self.roster,
                 "task": self.task,
                 "layout": self.layout,
@@ -87,7 +90,7 @@ def derive(secret: bytes | bytearray, info: bytes, length: int) -> bytes:
 
 
 def commit(
-    context: Context, kind: str, secret: bytes | bytearray, *, owner: int, holder: int = 0
+    context: Context, kind: str, secret: bytes | bytearray, *, owner: str, holder: str = ""
 ) -> bytes:
     """Return a commitment to a secret of a round: its SHA-256 together with all of its context.
 
@@ -98,8 +101,8 @@ def commit(
         context: The round.
         kind: What the secret is, for example ``"self mask"`` or ``"share of self mask"``.
         secret: At least 32 bytes of full entropy.
-        owner: Index of the site whose secret it is.
-        holder: Index of the site that holds this share of it; 0 for the secret itself.
+        owner: Name of the site whose secret it is.
+        holder: Name of the site that holds this share of it; empty for the secret itself.
 
     Returns:
         32 bytes.
@@ -123,8 +126,8 @@ def opens(
     kind: str,
     secret: bytes | bytearray,
     *,
-    owner: int,
-    holder: int = 0,
+    owner: str,
+    holder: str = "",
 ) -> bool:
     """Return whether a secret is the one that was committed to; the arguments are :func:`commit`'s.
 

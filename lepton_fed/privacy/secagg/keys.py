@@ -377,9 +377,7 @@ def wrap_pair_secret(pair: KeyPair, context: Context, own: Party, other: Party) 
     # The key comes from a fresh encapsulation and is used once, so the nonce may be fixed.
     sealed = wrapping.encrypt(_SINGLE_USE_NONCE, secret, info + ciphertext)
     return (
-        ciphertext
-        + sealed
-        + commit(context, _COMMITTED, secret, owner=own.index, holder=other.index)
+        ciphertext + sealed + commit(context, _COMMITTED, secret, owner=own.name, holder=other.name)
     )
 
 
@@ -421,8 +419,8 @@ def mask_key(pair: KeyPair, context: Context, own: Party, other: Party, wrapped:
             context,
             _COMMITTED,
             secret,
-            owner=wrapper.index,
-            holder=holder.index,
+            owner=wrapper.name,
+            holder=holder.name,
         ):
             raise ValueError(f"{wrapper.name} committed to another pair secret with {holder.name}")
         material += secret

@@ -349,14 +349,14 @@ PROTOCOL = "lepton-fed secure aggregation 1"
 
 
 def bound(context: dict[str, object], purpose: str, **particulars: object) -> bytes:
-    names = {"run": "run", "round": "round_number", "roster": "roster", "task": "task"}
-    text = {ours: context[theirs] for ours, theirs in {**names, "layout": "layout"}.items()}
+    text = {name: context[name] for name in ("run", "attempt", "roster", "task", "layout")}
+    text |= {"round": context["round_number"]}
     text |= {"protocol": PROTOCOL, "purpose": purpose, "particulars": particulars}
     return json.dumps(text, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def commitment(
-    context: dict[str, object], kind: str, secret: bytes, owner: int, holder: int = 0
+    context: dict[str, object], kind: str, secret: bytes, owner: str, holder: str = ""
 ) -> bytes:
     info = bound(context, "commitment", kind=kind, owner=owner, holder=holder)
     return hashlib.sha256(info + b"\0" + secret).digest()
@@ -400,7 +400,7 @@ def wrap(context: dict[str, object], low: Site, high: Site, message: bytes) -> b
     info = agreed(context, "wrapped pair secret", low, high)
     secret = pair_secret(context, low, high)
     sealed = gcm_seal(hkdf(key, info, 32), bytes(12), secret, info + ciphertext)
-    return ciphertext + sealed + commitment(context, "pair secret", secret, low.index, high.index)
+    return ciphertext + sealed + commitment(context, "pair secret", secret, low.name, high.name)
 
 
 def mask_key(context: dict[str, object], low: Site, high: Site, wrapped: bytes) -> bytes:

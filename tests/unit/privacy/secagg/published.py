@@ -27,6 +27,7 @@ ABOUT = (
 CONTEXT: dict[str, Any] = {
     "run": "run-1",
     "round_number": 7,
+    "attempt": 1,
     "roster": "11" * 32,
     "task": "22" * 32,
     "layout": "33" * 32,

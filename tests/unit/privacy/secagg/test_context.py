@@ -9,10 +9,13 @@ import pytest
 
 from lepton_fed.privacy.secagg.context import Context, commit, derive, opens
 
-CONTEXT = Context("run", 3, "aa", "bb", "cc")
+CONTEXT = Context("run", 3, 1, "aa", "bb", "cc")
+OTHER_VALUES = ("run2", 4, 2, "ab", "bc", "cd")
 OTHERS = [
     dataclasses.replace(CONTEXT, **{field.name: value})
-    for field, value in zip(dataclasses.fields(Context), ("run2", 4, "ab", "bc", "cd"), strict=True)
+    for field, value in zip(
+        dataclasses.fields(Context), ("run2", 4, 2, "ab", "bc", "cd"), strict=True
+    )
 ]
 SECRET = bytes(range(32))
 
@@ -20,14 +23,14 @@ SECRET = bytes(range(32))
 def test_every_part_of_a_context_counts() -> None:
     bound = [c.bind("mask", sites=[1, 2]) for c in (CONTEXT, *OTHERS)]
     bound += [CONTEXT.bind("envelope", sites=[1, 2]), CONTEXT.bind("mask", sites=[2, 1])]
-    bound += [CONTEXT.bind("mask"), Context("run", 3, "aab", "b", "cc").bind("mask")]
+    bound += [CONTEXT.bind("mask"), Context("run", 3, 1, "aab", "b", "cc").bind("mask")]
     assert len(set(bound)) == len(bound)
     assert all(b"lepton-fed secure aggregation 1" in one for one in bound)
 
 
 def test_texts_cannot_be_shifted_against_each_other() -> None:
-    sly = Context('run","task":"bb', 3, "aa", "x", "cc")
-    assert sly.bind("mask") != Context("run", 3, "aa", "bb", "cc").bind("mask")
+    sly = Context('run","task":"bb', 3, 1, "aa", "x", "cc")
+    assert sly.bind("mask") != Context("run", 3, 1, "aa", "bb", "cc").bind("mask")
 
 
 def test_keys_are_those_of_rfc_5869_test_case_3() -> None:
@@ -40,24 +43,24 @@ def test_keys_are_those_of_rfc_5869_test_case_3() -> None:
 
 
 def test_a_commitment_opens_for_its_own_case_only() -> None:
-    kinds, sites = ("self mask", "mask"), (1, 2)
-    cases = list(itertools.product([CONTEXT, *OTHERS], kinds, sites, (0, 1, 2)))
+    kinds, sites = ("self mask", "mask"), ("a", "b")
+    cases = list(itertools.product([CONTEXT, *OTHERS], kinds, sites, ("", "a", "b")))
     made = {
         commit(context, kind, SECRET, owner=owner, holder=holder)
         for context, kind, owner, holder in cases
     }
     assert len(made) == len(cases)
-    committed = commit(CONTEXT, "mask", SECRET, owner=1)
-    assert opens(committed, CONTEXT, "mask", bytearray(SECRET), owner=1)
-    assert not opens(committed, CONTEXT, "mask", SECRET, owner=1, holder=1)
-    assert not opens(committed, OTHERS[1], "mask", SECRET, owner=1)
+    committed = commit(CONTEXT, "mask", SECRET, owner="a")
+    assert opens(committed, CONTEXT, "mask", bytearray(SECRET), owner="a")
+    assert not opens(committed, CONTEXT, "mask", SECRET, owner="a", holder="a")
+    assert not opens(committed, OTHERS[1], "mask", SECRET, owner="a")
     for secret in (SECRET + b"\0", bytes(32), b"\0" + SECRET):
-        assert not opens(committed, CONTEXT, "mask", secret, owner=1)
+        assert not opens(committed, CONTEXT, "mask", secret, owner="a")
     for other in (b"", committed[:-1], committed + b"\0"):
-        assert not opens(other, CONTEXT, "mask", SECRET, owner=1)
+        assert not opens(other, CONTEXT, "mask", SECRET, owner="a")
 
 
 @pytest.mark.parametrize("length", [0, 16, 31])
 def test_a_secret_that_could_be_guessed_is_not_committed_to(length: int) -> None:
     with pytest.raises(ValueError, match=f"{length} bytes cannot be committed"):
-        commit(CONTEXT, "mask", bytes(length), owner=1)
+        commit(CONTEXT, "mask", bytes(length), owner="a")

@@ -26,10 +26,11 @@ from lepton_fed.privacy.secagg.keys import (
 from tests.unit.privacy.secagg import naive
 from tests.unit.privacy.secagg.published import random_bytes
 
-CONTEXT = Context("run", 3, "aa", "bb", "cc")
+CONTEXT = Context("run", 3, 1, "aa", "bb", "cc")
+OTHER_VALUES = ("run2", 4, 2, "ab", "bc", "cd")
 CONTEXTS = [
     dataclasses.replace(CONTEXT, **{field.name: value})
-    for field, value in zip(dataclasses.fields(Context), ("run2", 4, "ab", "bc", "cd"), strict=True)
+    for field, value in zip(dataclasses.fields(Context), OTHER_VALUES, strict=True)
 ]
 P25519 = 2**255 - 19
 # All points whose order divides 8, on the curve and its twist, in canonical and other encodings.
@@ -126,7 +127,7 @@ def test_every_part_of_the_round_and_both_adverts_count(sites: list[Site]) -> No
         other_envelope = Site(2, post_quantum=False)
         other_envelope.party = dataclasses.replace(high.party, envelope=third.party.envelope)
         found |= {low.key(site, b"") for site in (renamed, moved, other_envelope)}
-        assert len(found) == 9
+        assert len(found) == 10
     else:
         for context in CONTEXTS:
             for one, two in ((low, high), (high, low)):
@@ -139,7 +140,7 @@ def test_self_masks_have_keys_of_their_own(sites: list[Site]) -> None:
     found = {self_mask_key(seed, context, sites[0].party) for context in (CONTEXT, *CONTEXTS)}
     found |= {self_mask_key(seed, CONTEXT, sites[1].party)}
     found |= {self_mask_key(sites[1].secrets.self_mask, CONTEXT, sites[1].party)}
-    assert len(found) == 8
+    assert len(found) == 9
     assert {len(key) for key in found} == {32 if sites[0].party.mask.kem else 16}
     with pytest.raises(ValueError, match="31 bytes, not 32"):
         self_mask_key(seed[:31], CONTEXT, sites[0].party)

@@ -15,7 +15,7 @@ from tests.unit.privacy.secagg import naive
 from tests.unit.privacy.secagg.published import random_bytes
 
 SECRETS = st.one_of(st.binary(min_size=32, max_size=32), st.just(bytes(32)), st.just(b"\xff" * 32))
-CONTEXT = Context("run", 1, "aa", "bb", "cc")
+CONTEXT = Context("run", 1, 1, "aa", "bb", "cc")
 
 
 @st.composite
@@ -75,10 +75,10 @@ def test_a_false_share_gives_another_secret_which_the_commitment_tells(
     case: tuple[bytes, int, int, list[int]], place: int, change: int
 ) -> None:
     secret, shares, threshold, points = case
-    committed = commit(CONTEXT, "self mask", secret, owner=1)
+    committed = commit(CONTEXT, "self mask", secret, owner="a")
     made = split(secret, shares, threshold, random_bytes("coefficients"))
     answered = {point: made[point - 1] for point in sorted(points)[:threshold]}
-    assert opens(committed, CONTEXT, "self mask", combine(answered, threshold), owner=1)
+    assert opens(committed, CONTEXT, "self mask", combine(answered, threshold), owner="a")
     liar = points[0] if points[0] in answered else next(iter(answered))
     false = bytearray(answered[liar])
     false[place] ^= change
@@ -87,7 +87,7 @@ def test_a_false_share_gives_another_secret_which_the_commitment_tells(
     except ValueError:
         return  # no element of the field, or no secret of 32 bytes
     assert found != secret
-    assert not opens(committed, CONTEXT, "self mask", found, owner=1)
+    assert not opens(committed, CONTEXT, "self mask", found, owner="a")
 
 
 def test_weights_serve_for_many_secrets_and_leave_further_shares_aside() -> None:
