@@ -239,7 +239,7 @@ class Collector:
         holders = self._enough(self._reveals)
         points = {cohort.parties[name].index: name for name in holders}
         weights = Weights.at(list(points), cohort.threshold)
-        plus: list[bytes] = []
+        plus: list[bytearray] = []
         minus = [self._self_mask(cohort, owner, weights, points) for owner in self._survivors]
         for owner in self.dropped:
             self._pair_masks(cohort, owner, weights, points, plus, minus)
@@ -248,7 +248,7 @@ class Collector:
 
     def _self_mask(
         self, cohort: Cohort, owner: str, weights: Weights, points: Mapping[int, str]
-    ) -> bytes:
+    ) -> bytearray:
         shares = {point: self._reveals[name].seeds[owner] for point, name in points.items()}
         seed = _combined(weights, shares, owner)
         if not opens(cohort.advert(owner).self_mask, self._context, SEED, seed, owner=owner):
@@ -261,8 +261,8 @@ class Collector:
         owner: str,
         weights: Weights,
         points: Mapping[int, str],
-        plus: list[bytes],
-        minus: list[bytes],
+        plus: list[bytearray],
+        minus: list[bytearray],
     ) -> None:
         """Collect the keys of the masks that the survivors share with one that dropped out."""
         shares = {point: self._reveals[name].masks[owner] for point, name in points.items()}

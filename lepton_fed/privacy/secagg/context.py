@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from lepton_fed.core.digests import canonical_json
 
-__all__ = ["COMMITMENT_BYTES", "PROTOCOL", "Context", "commit", "derive", "opens"]
+__all__ = ["COMMITMENT_BYTES", "PROTOCOL", "Context", "commit", "derive", "opens", "wipe"]
 
 PROTOCOL = "lepton-fed secure aggregation 1"
 """Name and version of the protocol; first in everything that is derived or signed."""
@@ -73,7 +73,7 @@ class Context:
         )
 
 
-def derive(secret: bytes | bytearray, info: bytes, length: int) -> bytes:
+def derive(secret: bytes | bytearray, info: bytes, length: int) -> bytearray:
     """Return key material by HKDF with SHA-256 and no salt.
 
     The secrets here are uniform, or joined with one that is, so a salt would add nothing (RFC 5869,
@@ -83,10 +83,19 @@ def derive(secret: bytes | bytearray, info: bytes, length: int) -> bytes:
         secret: Input key material.
         info: What the key is for: :meth:`Context.bind`.
         length: How many bytes, up to 8160.
+
+    Returns:
+        ``length`` bytes that the caller can wipe.
     """
-    return HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive(
-        bytes(secret)
-    )
+    made = bytearray(length)
+    HKDF(algorithm=hashes.SHA256(), length=length, salt=None, info=info).derive_into(secret, made)
+    return made
+
+
+def wipe(*secrets: bytearray) -> None:
+    """Overwrite secrets with zeros."""
+    for secret in secrets:
+        secret[:] = bytes(len(secret))
 
 
 def commit(

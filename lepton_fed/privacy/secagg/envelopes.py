@@ -28,7 +28,7 @@ import secrets
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from lepton_fed.privacy.secagg.context import Context, derive
+from lepton_fed.privacy.secagg.context import Context, derive, wipe
 from lepton_fed.privacy.secagg.keys import (
     KEM_CIPHERTEXT_BYTES,
     KeyPair,
@@ -86,13 +86,15 @@ def seal_envelope(
     """
     if pair.public != sender.envelope:
         raise ValueError(f"the key pair is not the envelope pair of {sender.name}'s advert")
-    material, head = pair.exchange(recipient.envelope), b""
+    material, head = bytearray(pair.exchange(recipient.envelope)), b""
     if recipient.envelope.kem:
         shared, head = encapsulate(recipient.envelope)
         material += shared
     key, associated = _key(context, sender, recipient, material, head, bound)
     nonce = randomness(_NONCE_BYTES)
-    return head + nonce + AESGCM(key).encrypt(nonce, bytes(content), associated)
+    sealed = AESGCM(key).encrypt(nonce, content, associated)
+    wipe(key)
+    return head + nonce + sealed
 
 
 def open_envelope(
@@ -127,14 +129,16 @@ def open_envelope(
     post_quantum = bool(recipient.envelope.kem)
     if len(unverified) < envelope_bytes(0, post_quantum=post_quantum):
         raise ValueError(f"the envelope of {sender.name} has only {len(unverified)} bytes")
-    material, head = pair.exchange(sender.envelope), b""
+    material, head = bytearray(pair.exchange(sender.envelope)), b""
     if post_quantum:
         head = unverified[:KEM_CIPHERTEXT_BYTES]
         material += pair.decapsulate(head)
     key, associated = _key(context, sender, recipient, material, head, bound)
     nonce_end = len(head) + _NONCE_BYTES
+    cipher = AESGCM(key)
+    wipe(key)
     try:
-        content = AESGCM(key).decrypt(
+        content = cipher.decrypt(
             unverified[len(head) : nonce_end], unverified[nonce_end:], associated
         )
     except InvalidTag:
@@ -145,9 +149,14 @@ def open_envelope(
 
 
 def _key(
-    context: Context, sender: Party, recipient: Party, material: bytes, head: bytes, bound: bytes
-) -> tuple[bytes, bytes]:
-    """Return the key of an envelope and its associated data."""
+    context: Context,
+    sender: Party,
+    recipient: Party,
+    material: bytearray,
+    head: bytes,
+    bound: bytes,
+) -> tuple[bytearray, bytes]:
+    """Return the key of an envelope and its associated data; the material is wiped."""
     info = agree(
         context,
         "envelope",
@@ -157,4 +166,6 @@ def _key(
         encapsulated=hashlib.sha256(head).hexdigest(),
         bound=hashlib.sha256(bound).hexdigest(),
     )
-    return derive(material, info, _KEY_BYTES), info
+    key = derive(material, info, _KEY_BYTES)
+    wipe(material)
+    return key, info

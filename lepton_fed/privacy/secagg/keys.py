@@ -32,10 +32,11 @@ The envelopes cannot carry the pair secret: rebuilding a mask secret must open n
 shares of other sites are in it. An envelope has an encapsulation of its own, from sender to
 recipient, in either direction.
 
-What cannot be wiped: the secrets are kept in bytearrays and overwritten by ``wipe``, but what the
-library hands back (results of X25519, HKDF and ML-KEM, private keys inside OpenSSL) are immutable
-objects that Python frees without clearing; the interpreter may have copied them; and pages may have
-been swapped out. Wiping shortens how long a secret can be found in memory, it does not bound it.
+What cannot be wiped: secrets and derived keys are kept in bytearrays that ``wipe`` overwrites, but
+what the library hands back from X25519, ML-KEM and AES-GCM are immutable objects that Python frees
+without clearing; private keys and key schedules inside OpenSSL are cleared when OpenSSL sees fit;
+Shamir's shares are Python integers for a moment; and pages may have been swapped out. Wiping
+shortens how long a secret can be found in memory, it does not bound it.
 
 References:
     K. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
@@ -52,9 +53,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -65,11 +67,9 @@ from lepton_fed.privacy.secagg.context import (
     commit,
     derive,
     opens,
+    wipe,
 )
 from lepton_fed.privacy.secagg.shamir import SECRET_BYTES, Randomness
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 
 __all__ = [
     "KeyPair",
@@ -97,10 +97,10 @@ _COMMITTED = "pair secret"
 
 
 def post_quantum_available() -> bool:
-    """Return whether the installed cryptography can do ML-KEM-768."""
+    """Return whether the OpenSSL that cryptography was built with can do ML-KEM-768."""
     try:
-        _kem_private(bytes(_KEM_SEED_BYTES))
-    except (ImportError, UnsupportedAlgorithm):
+        MLKEM768PrivateKey.from_seed_bytes(bytes(_KEM_SEED_BYTES))
+    except UnsupportedAlgorithm:
         return False
     return True
 
@@ -181,18 +181,19 @@ class KeyPair:
     Raises:
         ValueError: The secret has another length.
         UnsupportedAlgorithm: There is no ML-KEM-768 here; :func:`post_quantum_available` says so.
-        ImportError: Likewise, where cryptography is too old to know of it.
     """
 
     def __init__(self, secret: bytes | bytearray, purpose: Purpose, *, post_quantum: bool) -> None:
         _check_secret(secret)
         self.purpose = purpose
-        self._x25519: X25519PrivateKey | None = X25519PrivateKey.from_private_bytes(
-            derive(secret, _own(purpose, "x25519"), X25519_BYTES)
-        )
+        scalar = derive(secret, _own(purpose, "x25519"), X25519_BYTES)
+        self._x25519: X25519PrivateKey | None = X25519PrivateKey.from_private_bytes(scalar)
+        wipe(scalar)
         self._kem: MLKEM768PrivateKey | None = None
         if post_quantum:
-            self._kem = _kem_private(derive(secret, _own(purpose, "ml-kem-768"), _KEM_SEED_BYTES))
+            self._kem = MLKEM768PrivateKey.from_seed_bytes(
+                derive(secret, _own(purpose, "ml-kem-768"), _KEM_SEED_BYTES)
+            )
         self._secret = bytearray(secret)
         self.public = PublicKey(
             self._x25519.public_key().public_bytes_raw(),
@@ -245,7 +246,7 @@ class KeyPair:
 
     def wipe(self) -> None:
         """Overwrite the secret and let go of the private keys."""
-        self._secret[:] = bytes(len(self._secret))
+        wipe(self._secret)
         self._x25519 = None
         self._kem = None
 
@@ -262,7 +263,6 @@ class RoundSecrets:
     Raises:
         ValueError: A secret has another length.
         UnsupportedAlgorithm: There is no ML-KEM-768 here.
-        ImportError: Likewise.
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class RoundSecrets:
         """Overwrite all three secrets; the module says what stays behind."""
         self.envelope.wipe()
         self.mask.wipe()
-        self.self_mask[:] = bytes(len(self.self_mask))
+        wipe(self.self_mask)
 
 
 def agree(context: Context, purpose: str, first: Party, second: Party, **more: Any) -> bytes:
@@ -341,8 +341,6 @@ def encapsulate(key: PublicKey) -> tuple[bytes, bytes]:
     Raises:
         ValueError: The key has no such half, or it is malformed (FIPS 203, section 7.2).
     """
-    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PublicKey
-
     return MLKEM768PublicKey.from_public_bytes(key.kem).encapsulate()
 
 
@@ -376,12 +374,14 @@ def wrap_pair_secret(pair: KeyPair, context: Context, own: Party, other: Party) 
     secret = _pair_secret(pair, context, own, other)
     # The key comes from a fresh encapsulation and is used once, so the nonce may be fixed.
     sealed = wrapping.encrypt(_SINGLE_USE_NONCE, secret, info + ciphertext)
-    return (
-        ciphertext + sealed + commit(context, _COMMITTED, secret, owner=own.name, holder=other.name)
-    )
+    committed = commit(context, _COMMITTED, secret, owner=own.name, holder=other.name)
+    wipe(secret)
+    return ciphertext + sealed + committed
 
 
-def mask_key(pair: KeyPair, context: Context, own: Party, other: Party, wrapped: bytes) -> bytes:
+def mask_key(
+    pair: KeyPair, context: Context, own: Party, other: Party, wrapped: bytes
+) -> bytearray:
     """Return the key of the mask that two sites share.
 
     The coordinator calls it with a mask pair that it rebuilt from shares, the sites with their own.
@@ -395,7 +395,7 @@ def mask_key(pair: KeyPair, context: Context, own: Party, other: Party, wrapped:
             post-quantum keys.
 
     Returns:
-        16 bytes; 32 with post-quantum keys.
+        16 bytes, 32 with post-quantum keys, to be wiped by the caller.
 
     Raises:
         ValueError: The pair is not the one of ``own``'s advert, a public key is of low order, or
@@ -403,7 +403,7 @@ def mask_key(pair: KeyPair, context: Context, own: Party, other: Party, wrapped:
             the one that the site with the smaller index derives and committed to.
     """
     _check_owner(pair, own)
-    material = pair.exchange(other.mask)
+    material = bytearray(pair.exchange(other.mask))
     length = 16
     if own.mask.kem or wrapped:
         if len(wrapped) != WRAPPED_BYTES:
@@ -424,11 +424,14 @@ def mask_key(pair: KeyPair, context: Context, own: Party, other: Party, wrapped:
         ):
             raise ValueError(f"{wrapper.name} committed to another pair secret with {holder.name}")
         material += secret
+        wipe(secret)
     made = hashlib.sha256(wrapped).hexdigest()
-    return derive(material, agree(context, "mask", own, other, wrapped=made), length)
+    key = derive(material, agree(context, "mask", own, other, wrapped=made), length)
+    wipe(material)
+    return key
 
 
-def self_mask_key(seed: bytes | bytearray, context: Context, owner: Party) -> bytes:
+def self_mask_key(seed: bytes | bytearray, context: Context, owner: Party) -> bytearray:
     """Return the key of a site's own mask.
 
     Args:
@@ -437,7 +440,7 @@ def self_mask_key(seed: bytes | bytearray, context: Context, owner: Party) -> by
         owner: The site.
 
     Returns:
-        16 bytes; 32 with post-quantum keys.
+        16 bytes, 32 with post-quantum keys, to be wiped by the caller.
 
     Raises:
         ValueError: The seed has another length.
@@ -447,17 +450,17 @@ def self_mask_key(seed: bytes | bytearray, context: Context, owner: Party) -> by
     return derive(seed, info, 32 if owner.mask.kem else 16)
 
 
-def _pair_secret(pair: KeyPair, context: Context, own: Party, other: Party) -> bytes:
+def _pair_secret(pair: KeyPair, context: Context, own: Party, other: Party) -> bytearray:
     return derive(pair.secret, agree(context, "pair secret", own, other), SECRET_BYTES)
 
 
-def _unwrap(pair: KeyPair, context: Context, own: Party, other: Party, wrapped: bytes) -> bytes:
+def _unwrap(pair: KeyPair, context: Context, own: Party, other: Party, wrapped: bytes) -> bytearray:
     info = agree(context, "wrapped pair secret", own, other)
     ciphertext = wrapped[:KEM_CIPHERTEXT_BYTES]
     wrapping = AESGCM(derive(pair.decapsulate(ciphertext), info, SECRET_BYTES))
     try:
-        return wrapping.decrypt(
-            _SINGLE_USE_NONCE, wrapped[KEM_CIPHERTEXT_BYTES:], info + ciphertext
+        return bytearray(
+            wrapping.decrypt(_SINGLE_USE_NONCE, wrapped[KEM_CIPHERTEXT_BYTES:], info + ciphertext)
         )
     except InvalidTag:
         raise ValueError(
@@ -477,9 +480,3 @@ def _check_secret(secret: bytes | bytearray) -> None:
 def _check_owner(pair: KeyPair, own: Party) -> None:
     if pair.public != own.mask:
         raise ValueError(f"the key pair is not the mask pair of {own.name}'s advert")
-
-
-def _kem_private(seed: bytes) -> MLKEM768PrivateKey:
-    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-
-    return MLKEM768PrivateKey.from_seed_bytes(seed)

@@ -1,8 +1,8 @@
 """Mask streams: ring words that nobody without the key can tell from uniform ones.
 
-A mask is the keystream of AES in counter mode from a zero counter, read as little-endian words of
-the ring. Two sites of a pair hold the same key; the one with the smaller index adds the mask, the
-other subtracts it, so that it cancels in their sum::
+A mask is a keystream of AES in counter mode, read as little-endian words of the ring. Two sites of
+a pair hold the same key; the one with the smaller index adds the mask, the other subtracts it, so
+that it cancels in their sum::
 
     y_u = x_u + stream(b_u) + sum(v > u) stream(k_uv) - sum(v < u) stream(k_uv)   mod 2**bits
 
@@ -10,10 +10,15 @@ A ring of ``bits`` bits lives in 32-bit words up to 32 bits and in 64-bit words 
 are computed modulo ``2**32`` or ``2**64`` and cut to ``bits`` bits at the end: a power of two
 divides the other, so a cut uniform word is uniform.
 
-The counter is the place in the vector. Any slice of a mask can therefore be made alone: on another
-core, in a stream, or again after a restart. A slice is worked off in blocks that stay in the
-second-level cache while all masks are applied to them, hence the cost is that of AES alone and not
-of memory; AES and the additions release Python's global lock.
+The counter follows from the place in the vector: block ``j`` of 16 bytes within segment ``s`` of
+128 KiB is the encryption of ``s`` in 12 bytes and ``j + 2`` in 4, both big-endian. Any slice of a
+mask can therefore be made alone: on another core, in a stream, or again after a restart. A segment
+stays in the second-level cache while all masks are applied to it, hence the cost is that of AES and
+one addition and not of memory; both release Python's global lock.
+
+These counters are AES-GCM's for the nonce ``s``, so the segment is what AES-GCM makes of zeros, its
+tag thrown away. That is the fastest way to counter mode that OpenSSL has: on processors with VAES
+its GCM is twice as fast as its plain counter mode, which encrypts without wide registers.
 
 A key serves for one stream only: two streams from one key would be the same mask.
 
@@ -22,7 +27,9 @@ References:
     K. Seth, "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017,
     section 4 (masking with one-time pads, double masking) and section 3.3 (the generator).
     M. Dworkin, "Recommendation for Block Cipher Modes of Operation", NIST SP 800-38A, 2001,
-    section 6.5 (counter mode) and appendix B.1 (the standard incrementing function).
+    section 6.5 (counter mode: every block of a key is counted differently).
+    M. Dworkin, "Recommendation for Block Cipher Modes of Operation: Galois/Counter Mode (GCM) and
+    GMAC", NIST SP 800-38D, 2007, sections 6.5 and 7.1 (its counters).
 """
 
 from __future__ import annotations
@@ -34,10 +41,11 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 __all__ = [
     "MASK_KEY_BYTES",
+    "SEGMENT_BYTES",
     "Words",
     "add",
     "apply",
@@ -54,9 +62,12 @@ Key: TypeAlias = bytes | bytearray
 MASK_KEY_BYTES = (16, 32)
 """Lengths of a mask's key: AES-128, and AES-256 where masks must outlast a quantum computer."""
 
-_COUNTER_BYTES = 16
-_BLOCK_BYTES = 1 << 17  # zeros, keystream and words of a block stay in the second-level cache
-_TASK_BYTES = 1 << 22  # long enough that making a cipher for each key costs below one per cent
+SEGMENT_BYTES = 1 << 17
+"""What one nonce serves for: 32 768 words of 32 bits. Slices from border to border cost least."""
+
+_TASK_SEGMENTS = 32  # long enough that handing out a task costs nothing beside it
+_NONCE_BYTES = 12
+_TAG_BYTES = 16
 
 
 def words_dtype(bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
@@ -170,7 +181,7 @@ def apply(
     workers = cores() if workers is None else workers
     if workers < 1:
         raise ValueError(f"{workers} threads")
-    parts = list(_parts(words.nbytes, workers))
+    parts = list(_parts(start * words.itemsize, words.nbytes, workers))
     if workers == 1 or len(parts) <= 1:
         for part in parts:
             _apply_to_part(words, part, plus, minus, bits, start)
@@ -199,51 +210,50 @@ def _check(words: Words, keys: Sequence[Key], bits: int, start: int) -> None:
             raise ValueError(f"a mask's key has {len(key)} bytes, not 16 or 32")
 
 
-def _parts(size_bytes: int, workers: int) -> Iterator[tuple[int, int]]:
-    """Yield from where to where one task goes, in bytes, on borders of blocks."""
-    share = -(-size_bytes // workers)
-    step = min(_TASK_BYTES, -(-share // _BLOCK_BYTES) * _BLOCK_BYTES)
-    for low in range(0, size_bytes, max(step, 1)):
-        yield low, min(low + step, size_bytes)
+def _parts(place: int, size_bytes: int, workers: int) -> Iterator[range]:
+    """Yield the segments of each task, numbered in the whole vector.
+
+    Args:
+        place: Where the slice begins, in bytes.
+        size_bytes: Its length.
+        workers: How many threads shall have something to do.
+    """
+    if size_bytes == 0:
+        return
+    first, last = place // SEGMENT_BYTES, (place + size_bytes - 1) // SEGMENT_BYTES
+    step = min(_TASK_SEGMENTS, -(-(last + 1 - first) // workers))
+    for low in range(first, last + 1, step):
+        yield range(low, min(low + step, last + 1))
 
 
 def _apply_to_part(
     words: Words,
-    part: tuple[int, int],
+    part: range,
     plus: Sequence[Key],
     minus: Sequence[Key],
     bits: int,
     start: int,
 ) -> None:
-    low, high = part
     width = words.itemsize
-    place = start * width + low
+    begin, end = start * width, start * width + words.nbytes
     little = words.dtype.newbyteorder("<")
-    zeros = memoryview(bytes(min(_BLOCK_BYTES, high - low)))
-    keystream = bytearray(len(zeros))
-    adding = [_counter_mode(key, place) for key in plus]
-    subtracting = [_counter_mode(key, place) for key in minus]
-    for begin in range(low, high, _BLOCK_BYTES):
-        size = min(_BLOCK_BYTES, high - begin)
-        block = words[begin // width : (begin + size) // width]
-        source, target = zeros[:size], memoryview(keystream)[:size]
-        mask = np.frombuffer(target, dtype=little)
+    zeros = memoryview(bytes(SEGMENT_BYTES))
+    keystream = bytearray(SEGMENT_BYTES + _TAG_BYTES)
+    adding, subtracting = [AESGCM(key) for key in plus], [AESGCM(key) for key in minus]
+    for segment in part:
+        place = segment * SEGMENT_BYTES
+        low, high = max(begin, place), min(end, place + SEGMENT_BYTES)
+        block = words[(low - begin) // width : (high - begin) // width]
+        source = zeros[: high - place]
+        target = memoryview(keystream)[: high - place + _TAG_BYTES]
+        mask = np.frombuffer(target[low - place : high - place], dtype=little)
+        nonce = segment.to_bytes(_NONCE_BYTES, "big")
         for cipher in adding:
-            cipher.update_into(source, target)
+            cipher.encrypt_into(nonce, source, None, target)
             np.add(block, mask, out=block)
         for cipher in subtracting:
-            cipher.update_into(source, target)
+            cipher.encrypt_into(nonce, source, None, target)
             np.subtract(block, mask, out=block)
         if bits < 8 * width:
             np.bitwise_and(block, block.dtype.type((1 << bits) - 1), out=block)
     keystream[:] = bytes(len(keystream))
-
-
-def _counter_mode(key: Key, place: int) -> CipherContext:
-    """Return the stream of a key from a byte on."""
-    counter, skipped = divmod(place, _COUNTER_BYTES)
-    mode = modes.CTR(counter.to_bytes(_COUNTER_BYTES, "big"))
-    cipher = Cipher(algorithms.AES(key), mode).encryptor()
-    if skipped:
-        cipher.update(bytes(skipped))
-    return cipher

@@ -132,8 +132,8 @@ class MaskKeys:
         minus: Of the masks that are subtracted.
     """
 
-    plus: list[bytes]
-    minus: list[bytes]
+    plus: list[bytearray]
+    minus: list[bytearray]
 
 
 class Member:

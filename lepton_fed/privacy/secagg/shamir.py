@@ -36,8 +36,6 @@ SECRET_BYTES = 32
 SHARE_BYTES = 33
 MOST_SHARES = 65_535
 
-_LAZY_BITS = 4096  # reduce now and then: products with small points grow by 16 bits at most
-
 
 def split(
     secret: bytes | bytearray,
@@ -159,12 +157,14 @@ def _element(randomness: Randomness) -> int:
 
 
 def _at(coefficients: Sequence[int], x: int) -> int:
-    """Return a polynomial at a point, by Horner's rule; the highest coefficient is first."""
+    """Return a polynomial at a point, by Horner's rule; the highest coefficient is first.
+
+    Points are small, so the value grows by a byte or two a step; dividing once at the end is
+    quicker than at every step for as many steps as a cohort has sites.
+    """
     value = 0
     for coefficient in coefficients:
         value = value * x + coefficient
-        if value.bit_length() > _LAZY_BITS:
-            value %= PRIME
     return value % PRIME
 
 

@@ -79,7 +79,7 @@ def aes_block(key: bytes, block: bytes) -> bytes:
     return bytes(state)
 
 
-# Masks: counter mode of NIST SP 800-38A, and the ring.
+# Masks: counter mode with AES-GCM's counters, a nonce for each 8192 blocks; and the ring.
 
 
 def mask(key: bytes, count: int, bits: int, start: int = 0) -> list[int]:
@@ -87,7 +87,9 @@ def mask(key: bytes, count: int, bits: int, start: int = 0) -> list[int]:
     words = []
     for index in range(start, start + count):
         block, within = divmod(index * width, 16)
-        keystream = aes_block(key, block.to_bytes(16, "big"))
+        segment, counted = divmod(block, 8192)
+        counter = segment.to_bytes(12, "big") + (counted + 2).to_bytes(4, "big")
+        keystream = aes_block(key, counter)
         words.append(int.from_bytes(keystream[within : within + width], "little") % 2**bits)
     return words
 

@@ -16,8 +16,8 @@ from tests.unit.privacy.secagg import naive
 
 KEY = bytes(range(16))
 BITS = st.integers(16, 64)
-BLOCK = masks._BLOCK_BYTES  # the borders that slices are laid across
-TASK = masks._TASK_BYTES
+SEGMENT = masks.SEGMENT_BYTES  # the borders that slices are laid across
+TASK = masks._TASK_SEGMENTS * SEGMENT
 
 
 def key_of(number: int, length: int = 16) -> bytes:
@@ -26,6 +26,8 @@ def key_of(number: int, length: int = 16) -> bytes:
 
 @given(bits=BITS, start=st.integers(0, 2**40), count=st.integers(0, 9), long=st.booleans())
 @example(bits=32, start=2**62, count=5, long=False)
+@example(bits=32, start=2 * 32_768 - 3, count=6, long=True)
+@example(bits=64, start=3 * 16_384 - 1, count=2, long=False)
 @settings(max_examples=60, deadline=None)
 def test_words_are_those_of_aes_one_block_at_a_time(
     bits: int, start: int, count: int, long: bool
@@ -37,12 +39,24 @@ def test_words_are_those_of_aes_one_block_at_a_time(
 
 @pytest.mark.parametrize("bits", [20, 32, 33, 64])
 def test_any_slice_is_the_slice_of_the_whole(bits: int) -> None:
-    """Over two tasks and their blocks, with borders hit, missed by one, and inside a counter."""
-    per_block = BLOCK // masks.words_dtype(bits).itemsize
-    size = (TASK + 3 * BLOCK) // masks.words_dtype(bits).itemsize + 5
+    """Over two tasks and their segments, with borders hit, missed by one, and inside a block."""
+    per_segment = SEGMENT // masks.words_dtype(bits).itemsize
+    size = (TASK + 3 * SEGMENT) // masks.words_dtype(bits).itemsize + 5
     whole = masks.stream(KEY, size, bits=bits)
-    near = [0, 1, 2, 3, 4, 5, per_block - 1, per_block, per_block + 1, 2 * per_block + 7, size - 1]
-    for low, high in itertools.combinations([*near, size], 2):
+    near = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        per_segment - 1,
+        per_segment,
+        per_segment + 1,
+        2 * per_segment + 7,
+        size - 1,
+    ]
+    for low, high in itertools.combinations(sorted([*near, size]), 2):
         made = masks.stream(KEY, high - low, bits=bits, start=low)
         assert (made == whole[low:high]).all(), (low, high)
 
@@ -106,7 +120,7 @@ def test_threads_change_nothing(bits: int, workers: int | None) -> None:
 def test_a_long_vector_is_shared_among_threads_and_a_short_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[tuple[str, tuple[int, int]]] = []
+    seen: list[tuple[str, range]] = []
     apply_to_part = masks._apply_to_part
 
     def watched(words, part, *more):
@@ -117,15 +131,18 @@ def test_a_long_vector_is_shared_among_threads_and_a_short_one_is_not(
     masks.add(np.zeros(3 * TASK // 4, dtype=np.uint32), [KEY], workers=2)
     here = threading.current_thread().name
     assert here not in {name for name, _ in seen}
-    assert sorted(part for _, part in seen) == [(i * TASK, (i + 1) * TASK) for i in range(3)]
+    assert sorted(part.start for _, part in seen) == [0, 32, 64]
+    assert {len(part) for _, part in seen} == {32}
     seen.clear()
-    masks.add(np.zeros(BLOCK // 4, dtype=np.uint32), [KEY], workers=2)
-    assert seen == [(here, (0, BLOCK))]
+    masks.add(np.zeros(SEGMENT // 4, dtype=np.uint32), [KEY], workers=2)
+    assert seen == [(here, range(1))]
 
 
-def test_a_vector_shorter_than_a_task_for_each_core_is_still_shared() -> None:
-    assert list(masks._parts(4 * BLOCK, 2)) == [(0, 2 * BLOCK), (2 * BLOCK, 4 * BLOCK)]
-    assert list(masks._parts(0, 2)) == []
+def test_tasks_are_whole_segments_and_each_core_has_one() -> None:
+    assert list(masks._parts(0, 4 * SEGMENT, 2)) == [range(2), range(2, 4)]
+    assert list(masks._parts(SEGMENT - 4, 8, 2)) == [range(1), range(1, 2)]
+    assert list(masks._parts(SEGMENT, SEGMENT + 4, 3)) == [range(1, 2), range(2, 3)]
+    assert list(masks._parts(12, 0, 2)) == []
 
 
 def test_a_failure_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
