@@ -52,8 +52,8 @@ class Round:
     def masked(self, i: int, update: np.ndarray, bits: int) -> bytes:
         """Return what a site sends: its update under its own mask and those of all others."""
         site = self.sites[i]
-        signed: dict[int, list[bytes]] = {1: [], -1: []}
-        signed[1].append(bytes(self_mask_key(site.secrets.self_mask, CONTEXT, site.party)))
+        signed: dict[int, list[bytes | bytearray]] = {1: [], -1: []}
+        signed[1].append(self_mask_key(site.secrets.self_mask, CONTEXT, site.party))
         for j, other in self.sites.items():
             if j != i:
                 signed[masks.pair_sign(i, j)].append(site.key(other, self.pair(i, j)))
@@ -72,17 +72,17 @@ class Round:
         total = np.zeros(SIZE, dtype=masks.words_dtype(bits))
         for packed in sent.values():
             total += packing.unpack(packed, SIZE, bits)
-        signed: dict[int, list[bytes]] = {1: [], -1: []}
+        signed: dict[int, list[bytes | bytearray]] = {1: [], -1: []}
         for i in sent:
             seed = self.revealed(answering, i, dropped=False)
-            signed[1].append(bytes(self_mask_key(seed, CONTEXT, self.sites[i].party)))
+            signed[1].append(self_mask_key(seed, CONTEXT, self.sites[i].party))
         for gone in set(self.sites) - set(sent):
             secret = self.revealed(answering, gone, dropped=True)
             party = self.sites[gone].party
             rebuilt = KeyPair(secret, "mask", post_quantum=bool(party.mask.kem))
             for i in sent:
                 key = mask_key(rebuilt, CONTEXT, party, self.sites[i].party, self.pair(gone, i))
-                signed[masks.pair_sign(i, gone)].append(bytes(key))
+                signed[masks.pair_sign(i, gone)].append(key)
         masks.apply(total, plus=signed[-1], minus=signed[1], bits=bits)
         return total
 
