@@ -25,7 +25,7 @@ ABOUT = [
     "commitments: SHA-256 of the context with purpose 'commitment' and particulars kind, owner and"
     " holder, a zero byte, and the secret.",
     "masks: AES of s (12 bytes, big-endian) and j + 2 (4 bytes) for block j of segment s, 8192"
-    " blocks a segment; little-endian words of 4 bytes up to 32 bits and of 8 above, modulo 2**bits.",
+    " blocks a segment; little-endian words of 4 bytes up to 32 bits, of 8 above, modulo 2**bits.",
     "packing: bit k of the byte string is bit k % bits of word k // bits, least significant first.",
     "sharing: 33 random bytes for each coefficient, highest power first, of which 257 bits count,"
     " drawn again from the prime on; share x is the polynomial at x from 1, 33 bytes, big-endian.",
