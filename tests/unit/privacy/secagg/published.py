@@ -17,12 +17,23 @@ from tests.unit.privacy.secagg import naive
 
 FILE = Path(__file__).parents[3] / "vectors" / "secagg.json"
 
-ABOUT = (
-    "Secure aggregation's primitives. Everything is hexadecimal but numbers and texts. Random bytes"
-    " of a label are SHAKE-256 of the label, read from the start. Words of masks and sums are"
-    " decimal. With post_quantum, ML-KEM-768's encapsulations take their 32 random bytes m (FIPS"
-    " 203, algorithm 17) from the label 'm <sender> <recipient> <what for>'."
-)
+ABOUT = [
+    "Secure aggregation's primitives. Bytes are hexadecimal; words of masks, updates and sums are"
+    " numbers. Random bytes of a label are SHAKE-256 of the label, read from the start.",
+    "bound: canonical JSON (keys sorted, no white space, UTF-8) of a context with purpose 'mask'"
+    " and particulars {'sites': [1, 2]}.",
+    "commitments: SHA-256 of the context with purpose 'commitment' and particulars kind, owner and"
+    " holder, a zero byte, and the secret.",
+    "masks: AES of s (12 bytes, big-endian) and j + 2 (4 bytes) for block j of segment s, 8192"
+    " blocks a segment; little-endian words of 4 bytes up to 32 bits, of 8 above, modulo 2**bits.",
+    "packing: bit k of the byte string is bit k % bits of word k // bits, least significant first.",
+    "sharing: 33 random bytes for each coefficient, highest power first, of which 257 bits count,"
+    " drawn again from the prime on; share x is the polynomial at x from 1, 33 bytes, big-endian.",
+    "cohorts: HKDF-SHA-256 without salt makes keys from secrets. X25519's scalar and ML-KEM-768's"
+    " seed come from a pair's secret with info '<protocol> <mask|envelope> <x25519|ml-kem-768>'. An"
+    " encapsulation takes its m (FIPS 203, algorithm 17) from the label"
+    " 'm <smaller index> <larger index> pair secret' or 'm <sender> <recipient> envelope'.",
+]
 
 CONTEXT: dict[str, Any] = {
     "run": "run-1",

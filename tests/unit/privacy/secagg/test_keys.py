@@ -165,6 +165,20 @@ def test_a_result_of_zero_is_refused_also_if_the_library_lets_it_pass() -> None:
         pair.exchange(PublicKey(naive.BASE))
 
 
+def test_x25519_is_that_of_rfc_7748_section_6_1() -> None:
+    bob, bobs_public, alices_public, shared = (
+        bytes.fromhex(text)
+        for text in (
+            "5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb",
+            "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f",
+            "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a",
+            "4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742",
+        )
+    )
+    assert naive.x25519(bob, naive.BASE) == bobs_public
+    assert naive.x25519(bob, alices_public) == shared
+
+
 def test_x25519_and_ml_kem_are_those_of_their_standards() -> None:
     pair = KeyPair(bytes(range(32)), "mask", post_quantum=True)
     site = naive.Site(1, "a", bytes(32), bytes(range(32)), bytes(32), hybrid=True)

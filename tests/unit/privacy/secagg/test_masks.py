@@ -37,6 +37,15 @@ def test_words_are_those_of_aes_one_block_at_a_time(
     assert made.tolist() == naive.mask(key, count, bits, start)
 
 
+def test_the_first_words_are_the_ciphertext_of_gcms_own_test_case_2() -> None:
+    """A key and a nonce of zeros: D. McGrew and J. Viega, The Galois/Counter Mode, 2005."""
+    expected = "0388dace60b6a392f328c2b971b2fe78"
+    assert masks.stream(bytes(16), 4).astype("<u4").tobytes().hex() == expected
+    assert masks.stream(bytes(16), 2, bits=64).astype("<u8").tobytes().hex() == expected
+    sealed = naive.gcm_seal(bytes(16), bytes(12), bytes(16), b"")
+    assert sealed.hex() == expected + "ab6e47d42cec13bdf53a67b21257bddf"
+
+
 @pytest.mark.parametrize("bits", [20, 32, 33, 64])
 def test_any_slice_is_the_slice_of_the_whole(bits: int) -> None:
     """Over two tasks and their segments, with borders hit, missed by one, and inside a block."""
