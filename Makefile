@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-gpu lint types bench conf clean
+.PHONY: help demo test test-slow test-faults test-soak test-gpu lint types bench conf clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,13 +16,16 @@ demo: $(VENV)/.run  ## Train, export, sign, verify and use a model: the whole li
 	$(BIN)/lepton-fed demo --out demo
 
 test: $(VENV)/.dev  ## Run the tests but for the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu and not faults"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not faults and not soak"
 
 test-slow: $(VENV)/.dev  ## Run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-faults: $(VENV)/.dev  ## Kill, starve and cut off real processes (some 10 minutes)
+test-faults: $(VENV)/.dev  ## Kill, starve and cut off real processes (some 20 minutes)
 	$(BIN)/python -m pytest -m faults tests/faults
+
+test-soak: $(VENV)/.dev  ## Let random faults happen for 200 rounds: nothing may be lost or grow (some 20 minutes)
+	$(BIN)/python -m pytest -m soak tests/soak
 
 test-gpu: $(VENV)/.dev  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -39,6 +42,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.federation
 	$(BIN)/python -m benchmarks.secagg
 
 conf: $(VENV)/.dev  ## Write conf/*.yaml and docs/reference/conf.md anew from the schema

@@ -1,10 +1,11 @@
-"""What a round costs beyond training, and how much memory the coordinator takes.
+"""What a round costs beyond training, next to stock Flower, and the memory of the coordinator.
 
-Run it as `python -m benchmarks.federation`.
+Run it as `python -m benchmarks.federation`, with `--overhead` or `--memory` for one of the two.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,17 +15,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks.federation_parties import Measured, Setting
+from benchmarks.processes import process
+from benchmarks.setting import Measured, Setting
+from benchmarks.stock_federation import stock_federation
+from benchmarks.timing import Ratio, ratios
+from benchmarks.turns import Turns
 from lepton_fed.identity.certificates import make_certificates
 from lepton_fed.identity.keys import generate_key
 from lepton_fed.identity.node_key import generate_node_key
 
+__all__ = ["beside_stock", "measure"]
+
 FLOATS_OF_A_MB = 250_000
-_STOP_S = 20.0
+SECONDS = {True: 1.5, False: 1.0}
+"""Most seconds a round, with SQLite and without."""
+MODELS = 6.0
+"""Most memory of a large model over that of a small one, in models."""
+APART = 0.1
+"""Most difference in it between few sites and many."""
+
+_LIMIT_S = 1800.0
 
 
 def make_keys(setting: Setting) -> None:
@@ -38,49 +53,91 @@ def make_keys(setting: Setting) -> None:
 
 
 @contextlib.contextmanager
-def party(setting: Setting, role: str, *names: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process of the benchmark."""
-    command = [sys.executable, "-m", "benchmarks.federation_parties", role,
-               json.dumps(asdict(setting)), *names]  # fmt: skip
-    log = Path(setting.folder) / f"{'-'.join((role, *names))}.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)  # noqa: S603
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def federation(setting: Setting, *, stand_ins: bool = False) -> Iterator[Callable[[], Measured]]:
+    """Run a federation; yield what waits for its end and returns what its coordinator measured.
+
+    Args:
+        setting: The federation; its keys are made.
+        stand_ins: One process answers for all sites, instead of a SuperNode and a worker each.
+    """
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "benchmarks.federation_parties", words[0],
+                   json.dumps(asdict(setting)), *words[1:]]  # fmt: skip
+        return parties.enter_context(process(command, folder / f"{'-'.join(words)}.log"))
+
+    folder = Path(setting.folder)
+    with contextlib.ExitStack() as parties:
+        coordinator = start("coordinator")
+        if stand_ins:
+            start("stand-ins")
+        else:
+            for name in setting.names:
+                start("site", name)
+        yield partial(_measured, coordinator, folder / "measured.json")
 
 
 def measure(
-    sites: int, floats: int, rounds: int, *, database: bool = True, stand_ins: bool = False
+    sites: int, floats: int, rounds: int, *, database: bool = True, stand_ins: bool = True
 ) -> Measured:
-    """Run a federation and return what the coordinator measured."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as parties:
+    """Run rounds one after another and return what the coordinator measured."""
+    with tempfile.TemporaryDirectory() as folder:
         setting = Setting(folder, _free_ports(sites + 1), sites, floats, rounds, database)
         make_keys(setting)
-        coordinator = parties.enter_context(party(setting, "coordinator"))
-        if stand_ins:
-            parties.enter_context(party(setting, "stand-ins"))
-        else:
-            for name in setting.names:
-                parties.enter_context(party(setting, "site", name))
-        coordinator.wait(600)
-        path = Path(folder) / "measured.json"
-        if not path.exists() or os.environ.get("SHOW"):
-            for log in Path(folder).glob("*.log"):
-                print(log, log.read_text()[-3000:])
-        return Measured(**json.loads(path.read_text()))
+        with _logs_shown(setting), federation(setting, stand_ins=stand_ins) as measured:
+            return measured()
+
+
+def beside_stock(
+    sites: int, floats: int, rounds: int, *, database: bool
+) -> tuple[Measured, list[tuple[float, float]]]:
+    """Let lepton-fed and stock Flower do rounds in turn, beside each other.
+
+    Returns:
+        What lepton-fed's coordinator measured, and seconds of lepton-fed and of stock Flower, round
+        by round; one more round of each warmed up.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        address, port = f"{folder}/ours.turns", _free_ports(2 * (sites + 1))
+        ours = Setting(str(folder), port, sites, floats, rounds + 1, database, address)
+        stock = replace(ours, port=port + sites + 1, turns=f"{folder}/stock.turns")
+        turns = [stack.enter_context(Turns(Path(side.turns))) for side in (ours, stock)]
+        make_keys(ours)
+        stack.enter_context(_logs_shown(ours))
+        measured = stack.enter_context(federation(ours))
+        stack.enter_context(stock_federation(stock))
+        for side in turns:
+            side.wait()
+        _, *pairs = [(turns[0].take(), turns[1].take()) for _ in range(rounds + 1)]
+        return measured(), pairs
+
+
+def _measured(coordinator: subprocess.Popen[bytes], path: Path) -> Measured:
+    """Wait for the end of a coordinator and return what it measured."""
+    if coordinator.wait(_LIMIT_S):
+        raise OSError("the coordinator failed")
+    found = Measured(**json.loads(path.read_text()))
+    if found.refused:
+        raise ValueError(f"updates were refused: {found.refused}")
+    return found
+
+
+@contextlib.contextmanager
+def _logs_shown(setting: Setting) -> Iterator[None]:
+    """Print the ends of all logs when something goes wrong."""
+    try:
+        yield
+    except Exception:
+        for log in Path(setting.folder).rglob("*.log"):
+            print(log, log.read_text(errors="replace")[-3000:], file=sys.stderr)
+        raise
 
 
 def _free_ports(number: int) -> int:
     """Return the first of that many ports in a row that nobody listens on."""
-    for first in range(20_000, 30_000, 50):
+    start = os.getpid() % 100 * 100  # two benchmarks that start at once do not meet
+    for first in range(20_000 + start, 30_000 + start, 100):
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             for port in range(first, first + number):
                 held.enter_context(socket.socket()).bind(("127.0.0.1", port))
@@ -88,12 +145,64 @@ def _free_ports(number: int) -> int:
     raise OSError("no free ports")
 
 
+def overhead(rounds: int) -> None:
+    """Print a table: seconds of a round, and the ratio."""
+    print(f"3 idle sites, 1 MB model, TLS, loopback; seconds a round, median of {rounds} (range)")
+    print("ratio lepton-fed / stock Flower, round by round; load: of all that runs, a minute long")
+    print(f"{'state':>10} {'lepton-fed':>24} {'stock':>24} {'ratio':>24}  at most")
+    for database, most in SECONDS.items():
+        found, pairs = beside_stock(3, FLOATS_OF_A_MB, rounds, database=database)
+        state = "SQLite" if database else "in memory"
+        columns = (_range([a for a, _ in pairs]), _range([b for _, b in pairs]), ratios(pairs))
+        cells = " ".join(f"{_cell(column):>24}" for column in columns)
+        held = _held(columns[0][1] < most)
+        print(f"{state:>10} {cells}  {most} s, {held}; load {os.getloadavg()[0]:.1f} of "
+              f"{os.cpu_count()}; idle {found.idle:.1%} of a core", flush=True)  # fmt: skip
+
+
+def memory() -> None:
+    """Print a table: largest resident memory of the coordinator."""
+    print("stand-ins for sites, SQLite; largest resident memory of the coordinator, and how many")
+    print("models it is above that with the model of 1 MB")
+    print(f"{'model':>8} {'sites':>6} {'rounds':>7} {'s/round':>8} {'MiB':>7} {'models':>7}")
+    base, over = 0, []
+    for megabytes, sites, rounds in ((1, 3, 3), (100, 3, 3), (100, 30, 2), (1000, 3, 1)):
+        found = measure(sites, megabytes * FLOATS_OF_A_MB, rounds)
+        base = base or found.peak_kib
+        over.append((found.peak_kib - base) * 1024 / (megabytes * 1e6))
+        print(f"{megabytes:>5} MB {sites:>6} {rounds:>7} {statistics.median(found.rounds_s):>8.1f} "
+              f"{found.peak_kib // 1024:>7} {over[-1]:>7.2f}", flush=True)  # fmt: skip
+    _, few, many, largest = over
+    apart = abs(many - few) / few
+    print(f"at most {MODELS:.0f} models: {_held(max(few, many, largest) <= MODELS)}; "
+          f"30 sites against 3: {many / few:.2f}, {_held(apart <= APART)}")  # fmt: skip
+
+
+def _range(values: list[float]) -> Ratio:
+    return min(values), statistics.median(values), max(values)
+
+
+def _cell(found: Ratio) -> str:
+    low, middle, high = found
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _held(holds: bool) -> str:
+    return "held" if holds else "MISSED"
+
+
 def main() -> None:
-    """Print what was measured."""
-    for database in (True, False):
-        found = measure(3, FLOATS_OF_A_MB, 8, database=database)
-        print(database, found)
-        print(statistics.median(found.rounds_s[1:]))
+    """Print what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--overhead", action="store_true", help="only the overhead of a round")
+    parser.add_argument("--memory", action="store_true", help="only the coordinator's memory")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds that count (default: 8)")
+    wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the parties too
+    if wanted.overhead or not wanted.memory:
+        overhead(wanted.rounds)
+    if wanted.memory or not wanted.overhead:
+        memory()
 
 
 if __name__ == "__main__":

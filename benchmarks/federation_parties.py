@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.setting import Measured, Setting
+from benchmarks.turns import Waiting
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import load_values
 from lepton_fed.config.schema import Rounds, SimulationConf
@@ -44,15 +45,8 @@ from lepton_fed.server.rounds import Coordinator
 from lepton_fed.strategies.base import DELTA
 from lepton_fed.strategies.fedavg import fedavg
 
-__all__ = ["process_seconds"]
-
 _IDLE_S = 10.0
-
-
-def process_seconds(pid: int) -> float:
-    """Return the processor seconds that a process has used."""
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+_START_S = 300.0
 
 
 def coordinate(setting: Setting) -> Measured:
@@ -74,12 +68,14 @@ def coordinate(setting: Setting) -> Measured:
     try:
         with link.grid() as grid:
             transport = GridTransport(grid, link.nodes(pems), seals=seals)
+            until = time.monotonic() + _START_S
             while len(transport.sites()) < setting.sites:
+                if time.monotonic() > until:
+                    raise TimeoutError("not all sites came")
                 time.sleep(0.2)
             _run(setting, transport, state, found)
-            used, before = process_seconds(os.getpid()), time.monotonic()
-            time.sleep(_IDLE_S)
-            found.idle = (process_seconds(os.getpid()) - used) / (time.monotonic() - before)
+            if setting.turns:
+                found.idle = _idle()
     finally:
         link.stop()
     found.peak_kib = _status("VmHWM")
@@ -94,28 +90,43 @@ def _run(setting: Setting, transport: GridTransport, state: Path, found: Measure
     agreement = Agreement(
         folder.name, conf.task, conf.strategy, setting.rounds, conf.seed, conf.privacy
     )
-    last = time.monotonic()
+    turns = Waiting(Path(setting.turns)) if setting.turns else None
+    begun = time.monotonic()
 
     def heard(event: Event) -> None:
-        nonlocal last
+        nonlocal begun
         if event["event"] == "reply.refused":
             found.refused.append(f"{event['site']}: {event['code']} {event['why']}")
         if event["event"] == "round.closed":
-            last, before = time.monotonic(), last
-            found.rounds_s.append(last - before)
+            found.rounds_s.append(time.monotonic() - begun)
             found.resident_kib.append(_status("VmRSS"))
             found.files.append(len(list(Path("/proc/self/fd").iterdir())))
             found.database_bytes.append(sum(p.stat().st_size for p in state.glob("flower.sqlite*")))
-            print(f"round {event['round']} {last - before:.2f} s {_status('VmRSS') // 1024} MiB, "
-                  f"peak {_status('VmHWM') // 1024} MiB", flush=True)  # fmt: skip
+            if turns is not None:
+                turns.done(found.rounds_s[-1])
+                if event["round"] < setting.rounds:
+                    turns.wait()
+            begun = time.monotonic()
 
     log = EventLog(folder.events, (heard,))
     coordinator = Coordinator(
         agreement, Rounds(setting.rounds, 1.0, setting.sites, evaluate=False), layout,
         MetricsPlan.of(conf.task), fedavg(), folder=folder, log=log, pace=Pace(10.0),
     )  # fmt: skip
-    coordinator.run(transport, np.zeros(setting.floats, np.float32))
+    if turns is not None:
+        turns.wait()
+    begun = time.monotonic()
+    coordinator.run(transport, coordinator.start(np.zeros(setting.floats, np.float32)))
     log.close()
+    if turns is not None:
+        turns.close()
+
+
+def _idle() -> float:
+    """Return the share of a core that this process uses for a while."""
+    used, before = time.process_time(), time.monotonic()
+    time.sleep(_IDLE_S)
+    return (time.process_time() - used) / (time.monotonic() - before)
 
 
 def _status(name: str) -> int:

@@ -176,7 +176,7 @@ def sharing_against_flower() -> None:
 
 def key_agreement() -> None:
     """Print what one pair of sites costs."""
-    context = Context("run", 1, "a" * 64, "b" * 64, "c" * 64)
+    context = Context("run", 1, 1, "a" * 64, "b" * 64, "c" * 64)
     print("\nKeys, microseconds of CPU a pair of sites (or a site)")
     print(f"{'':34} {'X25519':>9} {'hybrid':>9}")
     found: dict[str, list[float]] = {}

@@ -19,6 +19,7 @@ class Setting:
         floats: Size of the model.
         rounds: How many are done.
         database: SQLite in the state folder, or nothing on disk.
+        turns: Address of who says when a round begins; empty lets one follow the other.
     """
 
     folder: str
@@ -27,6 +28,7 @@ class Setting:
     floats: int
     rounds: int
     database: bool = True
+    turns: str = ""
 
     @property
     def names(self) -> list[str]:

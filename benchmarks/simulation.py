@@ -9,6 +9,7 @@ Run it as `python -m benchmarks.simulation`.
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 
 import numpy as np
@@ -53,14 +54,13 @@ def plain(conf: SimulationConf) -> np.ndarray:
                 model.parameters(), lr=settings.learning_rate, momentum=settings.momentum
             )
             for _ in range(settings.epochs or 1):
-                for picked in torch.randperm(len(rows), generator=generator).split(
-                    settings.batch_size
-                ):
+                order = torch.randperm(len(rows), generator=generator)
+                for picked in torch.split(order, settings.batch_size):
                     optimiser.zero_grad()
                     loss = functional.cross_entropy(
                         model(rows.inputs[picked]), rows.targets[picked]
                     )
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
             for name, value in model.state_dict().items():
                 totals[name] += value / len(sites)
@@ -76,8 +76,8 @@ def main() -> None:
         for model in MODELS:
             loaded = load(model, runs)
             ours, floor, (low, middle, high) = in_turn(
-                lambda loaded=loaded: simulate(loaded),
-                lambda loaded=loaded: plain(loaded.conf),
+                functools.partial(simulate, loaded),
+                functools.partial(plain, loaded.conf),
                 repeats=5,
             )
             print(f"{model:>8} {ours:>8.3f} {floor:>8.3f} {middle:>8.2f} ({low:.2f} to {high:.2f})")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["Ratio", "in_turn"]
+__all__ = ["Ratio", "in_turn", "ratios"]
 
 Ratio = tuple[float, float, float]
 
@@ -31,12 +31,17 @@ def in_turn(
     """
     ours(), floor()
     pairs = [(_seconds(ours, clock), _seconds(floor, clock)) for _ in range(repeats)]
-    ratios = sorted(a / b for a, b in pairs)
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
-        (ratios[0], statistics.median(ratios), ratios[-1]),
+        ratios(pairs),
     )
+
+
+def ratios(pairs: Sequence[tuple[float, float]]) -> Ratio:
+    """Return smallest, median and largest ratio of pairs of seconds."""
+    found = sorted(a / b for a, b in pairs)
+    return found[0], statistics.median(found), found[-1]
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:

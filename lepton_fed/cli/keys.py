@@ -62,6 +62,41 @@ def coordinator(
         )
 
 
+@app.command("certificate")
+def certificate(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the new pair.")] = (
+        _KEYS / "tls-next"
+    ),
+    authority: Annotated[
+        Path, typer.Option("--authority", help="Folder with ca.crt, ca.key and server.crt.")
+    ] = _KEYS / "tls",
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Name or address; may be repeated. None: those of server.crt."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the coordinator's next TLS certificate under the trial authority that it has.
+
+    A running coordinator takes it as soon as both files are in the place of the old ones.
+    """
+    with guarded(as_json=as_json):
+        from lepton_fed.identity.certificates import check_certificate, make_next_certificate
+
+        hosts = make_next_certificate(authority, out, host or [])
+        valid = check_certificate(out / "server.crt")
+        if as_json:
+            files = [str(out / "server.crt"), str(out / "server.key")]
+            print_json({"files": files, "hosts": hosts, "valid": valid})
+            return
+        stdout().print(f"{out / 'server.crt'}  {valid}; for {', '.join(hosts)}", markup=False)
+        stdout().print(
+            f"\nnext: move both files of {out} to the place of the old ones; a running coordinator "
+            "takes them by itself",
+            markup=False,
+        )
+
+
 @app.command("site")
 def site(
     name: Annotated[str, typer.Argument(help="Name of the site.")],
@@ -195,7 +230,7 @@ def accept(
                 stdout().print(line, markup=False)
             if not yes:
                 typer.confirm("compared the words by phone, and take it?", abort=True)
-        changed = pinned.accept()
+        changed = pinned.accept(offered)
         if as_json:
             print_json({"version": pinned.current.version, "changes": changed})
         else:

@@ -28,9 +28,9 @@ def server(
         typer.Option("--new", help="Begin the conf's run anew, also if one was interrupted."),
     ] = False,
     resume: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="RUN", help="Go on with this run instead: folder, name, id or last."),
-    ] = "",
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Be the coordinator: wait for the sites, train with them, then serve pushes until stopped.
@@ -40,8 +40,18 @@ def server(
     with guarded(as_json=as_json):
         from lepton_fed.config.load import load_conf
         from lepton_fed.config.schema import ServerConf
+        from lepton_fed.errors import ConfError, Problem
 
         loaded = load_conf(conf, overrides or [], kind=ServerConf)
+        if resume == "" or (resume and new):
+            what = (
+                "--resume needs the name of a run"
+                if not resume
+                else ("--new begins a run and --resume goes on with one")
+            )
+            raise ConfError(
+                Problem("LF1058", what, where="command line", remedy="see: lepton-fed runs list")
+            )
     with guarded(as_json=as_json, loaded=loaded):
         from lepton_fed.runs.progress import view_for
         from lepton_fed.server.service import serve
@@ -68,7 +78,7 @@ def server(
                     loaded,
                     once=once,
                     new=new,
-                    resume=resume,
+                    resume=resume or "",
                     listeners=(view,),
                     told=told,
                     stop=stop,

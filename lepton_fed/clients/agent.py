@@ -28,11 +28,12 @@ from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
 from lepton_fed.identity.signature import PublicKey
 from lepton_fed.identity.words import key_words
-from lepton_fed.runs.files import write_atomic
+from lepton_fed.runs.files import write_atomic, writing
 
 __all__ = ["Agent"]
 
 _MOST_OFFER = 1024 * 1024
+_MOST_AGREED = 16  # a coordinator executes one run after another
 _HEX = frozenset("0123456789abcdef")
 
 _log = logging.getLogger("lepton_fed.site")
@@ -80,6 +81,10 @@ class Agent:
         """End what trains."""
         self._child.close()
 
+    def interrupt(self) -> None:
+        """End the training in progress; the next ask is answered as ever."""
+        self._child.interrupt()
+
     def offered(self, offer: Offer) -> OfferReply:
         """Say whether the site takes part in a run."""
         installed = version("lepton-fed")
@@ -123,8 +128,19 @@ class Agent:
         self._allow(agreement)
         self._child.begin(agreement)
         write_atomic(self._kept(agreement.digest), canonical_json(agreement))
+        self._agreed.pop(agreement.digest, None)  # the newest is last, also when it is known
         self._agreed[agreement.digest] = agreement
+        self._forget_old()
         return agreement
+
+    def _forget_old(self) -> None:
+        """Forget agreements of runs long over; one that is gone on with is offered anew."""
+        for digest in list(self._agreed)[:-_MOST_AGREED]:
+            del self._agreed[digest]
+        with writing(self._agreements):
+            kept = sorted(self._agreements.glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+            for old in kept[:-_MOST_AGREED]:
+                old.unlink(missing_ok=True)
 
     def _pinned(self) -> PinnedRoster:
         """Return the roster as it is now: a person may have accepted another one meanwhile."""
@@ -237,7 +253,8 @@ _SAYABLE = frozenset(
         *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310", "LF5314"),
     }
 )
-_KINDS = (
+_KINDS = (  # by the beginning of a code; the first that fits counts, so whole codes come first
+    ("LF5209", "the site cannot write its records; its disk may be full"),
     ("LF52", "the site cannot write or read its records"),
     ("LF2", "the site's data does not fit the task's contract"),
     ("LF3", "the task cannot be trained at this site"),
@@ -245,6 +262,5 @@ _KINDS = (
     ("LF4508", "the run has cost the epsilon that was agreed to"),
     ("LF4207", "the data set's budget does not allow this run"),
     ("LF4202", "the site cannot write its ledger; its disk may be full"),
-    ("LF5209", "the site cannot write its records; its disk may be full"),
     ("LF5311", "training failed at the site"),
 )

@@ -1,9 +1,13 @@
-"""The site's newest answer of each run, kept until the next: what is asked twice is trained once.
+"""The site's newest answer of a run, kept until the next: what is asked twice is trained once.
 
 An answer is written and synced before it leaves, together with what the site keeps of the round
 (its own tensors, its strategy's state), in one file. Whatever is killed then, coordinator or site,
 the same ask gets the same answer, at no further cost to the records, and the site goes on from
 where it was. Nothing but the site reads the file.
+
+Answers are large, so only those of the newest runs are kept. Beside each lies a record of a line,
+which round and which ask it was for, that is never removed: without the answer, because it is of
+an older run or the file is broken, the round is refused and not trained a second time.
 """
 
 from __future__ import annotations
@@ -19,9 +23,17 @@ import numpy.typing as npt
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.exchange import Ask, Reply, Update
-from lepton_fed.runs.files import PARTIAL, read_tensors, reading, write_tensors, writing
+from lepton_fed.errors import Problem, Refused
+from lepton_fed.runs.files import (
+    read_tensors,
+    reading,
+    sweep,
+    write_atomic,
+    write_tensors,
+    writing,
+)
 
-__all__ = ["Answers", "Kept", "ask_digest"]
+__all__ = ["Answered", "Answers", "Kept", "ask_digest"]
 
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
@@ -59,6 +71,19 @@ class Kept:
     local: Tensors
 
 
+@dataclass(frozen=True)
+class Answered:
+    """The newest round of a run that a site trained.
+
+    Args:
+        ask: :func:`ask_digest` of what was asked.
+        round_number: The round.
+    """
+
+    ask: str
+    round_number: int
+
+
 def ask_digest(ask: Ask) -> str:
     """Return the SHA-256 of everything in an ask, 64 hexadecimal digits."""
     head = {name: getattr(ask, name) for name in ("agreement", "layout", "round_number")}
@@ -81,12 +106,13 @@ class Answers:
     def __init__(self, folder: Path, agreement: str) -> None:
         self._folder = folder
         self._path = folder / f"{agreement}.safetensors"
+        self._record = folder / f"{agreement}.json"
 
     def keep(self, kept: Kept) -> None:
         """Write a round's answer in place of the one before; nothing may leave earlier.
 
         Raises:
-            RunError: It cannot be written; the one before is there still.
+            RunError: It cannot be written; the one before is there still, or this one.
         """
         reply = kept.reply
         assert reply.update is not None  # noqa: S101 - only training is kept
@@ -108,7 +134,46 @@ class Answers:
         with writing(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_tensors(self._path, arrays, {"head": canonical_json(asdict(head)).decode()})
+        # After the answer: killed in between, the site has an answer and makes up for the record.
+        self._note(kept)
         self._prune()
+
+    def answered(self, kept: Kept | None) -> Answered | None:
+        """Return the newest round that was answered; None before the first.
+
+        Args:
+            kept: The stored answer, if there is one.
+
+        Raises:
+            Refused: LF4506, neither the answer nor the record says which rounds were.
+            RunError: The record cannot be read, or cannot be made up for.
+        """
+        try:
+            noted = self._noted()
+        except ValueError:
+            if kept is None:
+                raise Refused(
+                    Problem("LF4506", "which rounds of this run the site has answered cannot be "
+                            "read any more", where=str(self._record),
+                            remedy="restore the file, or start the run under another name")
+                ) from None  # fmt: skip
+            noted = None
+        if kept is None or (noted is not None and noted.round_number >= kept.round_number):
+            return noted
+        return self._note(kept)
+
+    def _noted(self) -> Answered | None:
+        """Return what the record says; a ValueError tells that it is broken."""
+        with reading(self._record):
+            if not self._record.exists():
+                return None
+            content = self._record.read_bytes()
+        return decode(Answered, strict_json(content))
+
+    def _note(self, kept: Kept) -> Answered:
+        answered = Answered(kept.ask, kept.round_number)
+        write_atomic(self._record, canonical_json(answered) + b"\n")
+        return answered
 
     def kept(self) -> Kept | None:
         """Return the newest answer; None without one, or if the file is broken.
@@ -139,10 +204,12 @@ class Answers:
         )
 
     def _prune(self) -> None:
-        """Remove the answers of runs long over, and what a killed process had begun to write."""
+        """Remove the answers of runs long over, and what a killed process had begun to write.
+
+        Their records stay.
+        """
+        sweep(self._folder)
         with writing(self._folder):
-            for partial in self._folder.glob(PARTIAL):
-                partial.unlink(missing_ok=True)
             files = sorted(self._folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
             for old in files[:-_MOST_RUNS]:
                 old.unlink(missing_ok=True)

@@ -23,6 +23,9 @@ _SAID = (  # the SuperNode's words, in the order in which a line is held against
     ("Failed to activate SuperNode", "twice"),
     (REFUSED_SIGNATURE, "refused"),
     ("Connection successful", "up"),
+    # A call that was tried again and then answered with a refusal is followed by no such word.
+    ("Received successfully", "up"),
+    ("Sent successfully", "up"),
     ("SuperNode ID:", "up"),
 )
 
@@ -70,6 +73,7 @@ class ConnectionNews:
         for line in whole.decode(errors="replace").splitlines():
             self._error = line if _ERROR.match(line) else self._error
             state = next((state for words, state in _SAID if words in line), "")
+            self._odd = 0 if state == "up" else self._odd
             if state and state != self._last:
                 self._say(state)
 

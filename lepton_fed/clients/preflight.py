@@ -12,7 +12,7 @@ from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.task import Task
 from lepton_fed.data.read import read
 from lepton_fed.errors import Problem, Refused, RunError
-from lepton_fed.identity.certificates import check_certificate
+from lepton_fed.identity.certificates import check_authorities
 from lepton_fed.identity.keys import load_private_key, load_public_key
 from lepton_fed.identity.node_key import load_node_key, node_public_line
 from lepton_fed.identity.pinned import PinnedRoster
@@ -56,7 +56,7 @@ def check_client(conf: ClientConf) -> Checklist:
     )
     checks.add("node key", lambda: load_node_key(Path(conf.node_key)), lambda key: "EC P-384")
     checks.add("roster", lambda: _check_roster(conf), str)
-    checks.add("authority", lambda: check_certificate(Path(conf.ca)), str)
+    checks.add("authority", lambda: check_authorities(Path(conf.ca)), str)
     contact = checks.add(
         "connection",
         lambda: reach(conf.coordinator, Path(conf.ca)),

@@ -78,7 +78,7 @@ class Site:
         DataError: There are no rows to train on.
         BudgetExceeded: The whole run would cost more than is left.
         TaskError: The model or the target epsilon does not go with record-level DP.
-        Refused: The ledger is not whole.
+        Refused: The ledger is not whole; LF4506, nothing says which rounds were answered.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Site:
         self._newest_round = 0
         self._newest_ask = ""
         self._answers = answers
+        self._remember()
         record = agreement.privacy.record
         if agreement.task != kit.task:
             raise ValueError("the agreement is for another task than the kit")
@@ -134,7 +135,6 @@ class Site:
                 except LeptonError:
                     self._ledger.close()
                     raise
-        self._remember()
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -193,8 +193,14 @@ class Site:
         self._check(ask)
         if self._answers and ask.train and ask.round_number == self._newest_round:
             kept = self._answers.kept()
-            if kept is not None:
-                return replace(kept.reply, site=self.name)
+            if kept is None or kept.ask != self._newest_ask:
+                # Trained anew it would be a second, different update, and charged twice.
+                raise Refused(
+                    Problem("LF4506", f"round {ask.round_number} was answered already, and the "
+                            "stored answer is gone or broken", where=f"round {ask.round_number}",
+                            remedy="nothing: a later round is answered as ever")
+                )  # fmt: skip
+            return replace(kept.reply, site=self.name)
         model = self._kit.model_on(self._devices[0])
         received = ask.vectors[MODEL]
         write_vector(model, self._kit.layout, received)
@@ -229,9 +235,15 @@ class Site:
 
     def _remember(self) -> None:
         """Go on from the run's newest answer, if there is one."""
-        kept = self._answers.kept() if self._answers else None
+        if self._answers is None:
+            return
+        kept = self._answers.kept()
+        answered = self._answers.answered(kept)
+        if answered is not None:
+            self._newest_round, self._newest_ask = answered.round_number, answered.ask
+            if kept is None:
+                _log.warning("answer.gone run=%s round=%s", self._agreement.run, self._newest_round)
         if kept is not None:
-            self._newest_round, self._newest_ask = kept.round_number, kept.ask
             self._state = {name: value.view(np.float32) for name, value in kept.state.items()}
             self._local = {**self._local, **kept.local}
 

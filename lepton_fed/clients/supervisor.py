@@ -3,7 +3,8 @@
 The SuperNode is a process of its own and is started again whenever it ends, whatever its exit code:
 it ends with 0 when the coordinator was restarted without its memory, and after a kill it is let in
 again only once the coordinator no longer takes it for alive, some 20 s later. One that hangs is
-ended.
+ended. When the site's keys or the CA are replaced, SuperNode and worker begin anew with them; the
+training child, which holds ledger and rows, stays.
 """
 
 from __future__ import annotations
@@ -12,26 +13,30 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from lepton_fed.clients.agent import Agent
 from lepton_fed.clients.connection import ConnectionNews, why_refused, why_unreachable
+from lepton_fed.clients.site_keys import SiteKeys, SuperNodeFiles, key_files, load_site_keys
 from lepton_fed.clients.stall import StallWatch
+from lepton_fed.clients.training_child import TrainingChild
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.exchange import legible
+from lepton_fed.core.retry import Retry
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.flower.supernode import supernode_command, supernode_environment
 from lepton_fed.flower.worker import serve
-from lepton_fed.identity.keys import load_private_key, load_public_key, read_key_file
-from lepton_fed.identity.node_key import load_node_key, node_public_line
-from lepton_fed.runs.files import writing
+from lepton_fed.identity.watch import FileWatch
+from lepton_fed.identity.words import key_words
+from lepton_fed.runs.files import sweep, writing
 
 __all__ = ["Keeper", "run_site"]
 
@@ -42,6 +47,10 @@ _STOP_S = 4.0
 _LOOK_S = 0.5
 _LOOKS_A_SECOND = 2
 _HUNG_LOOKS = 60
+_STILL_LOOKS = 4
+_FINISH_S = 60.0
+_HAND_ON_S = 2.0
+_WATCH_S = 0.1
 _LARGEST_LOG = 16 * 1024 * 1024
 _SECRET_BYTES = 32
 
@@ -162,65 +171,168 @@ def run_site(conf: ClientConf, stop: threading.Event) -> None:
     Raises:
         LeptonError: A key, the roster or the state folder is wrong; nothing was started.
     """
-    identity = load_private_key(Path(conf.identity_key))
-    coordinator = load_public_key(Path(conf.coordinator_key))
-    node_key = node_public_line(load_node_key(Path(conf.node_key)))
-    read_key_file(Path(conf.ca), private=False)
-    state = Path(conf.state)
-    with _owned(state):
-        agent = Agent(conf, identity.public_key(), node_key, coordinator)
-        secret = _new_secret(state / "supernode.secret")
-        _keep_one_older(state / "supernode.log", 0)
-        port = _free_port()
-        ca = Path(conf.ca)
-        news = ConnectionNews(
-            state / "supernode.log",
+    watch = FileWatch(*key_files(conf), still=_STILL_LOOKS)
+    keys = load_site_keys(conf)
+    with _owned(Path(conf.state)):
+        _sweep(Path(conf.state))
+        site = _Site(conf, keys, stop)
+        site.start()
+        _log.info("site.started name=%s coordinator=%s", conf.name, conf.coordinator)
+        try:
+            while not stop.wait(_LOOK_S):
+                if site.retry.due(watch.look()):
+                    site.renew()
+        finally:
+            stop.set()
+            site.close()
+            _log.info("site.stopped name=%s", conf.name)
+        if site.failures:
+            raise site.failures[0]
+
+
+class _Site:
+    """SuperNode and worker, with the keys that are in use.
+
+    Args:
+        conf: The site's conf.
+        keys: Its keys.
+        stop: Set to end; set when the worker cannot go on.
+    """
+
+    def __init__(self, conf: ClientConf, keys: SiteKeys, stop: threading.Event) -> None:
+        self._conf = conf
+        self._stopping = stop
+        self._keys = keys
+        self._child = TrainingChild(conf)
+        self._agent = self._agent_with(keys)
+        self._state = Path(conf.state)
+        self._files = SuperNodeFiles(self._state)
+        self._files.write(keys)
+        self._secret = _new_secret(self._state / "supernode.secret")
+        _keep_one_older(self._state / "supernode.log", 0)
+        self._port = _free_port()
+        ca = self._files.ca
+        self._news = ConnectionNews(
+            self._state / "supernode.log",
             conf.coordinator,
             lambda: why_unreachable(conf.coordinator, ca),
             lambda: why_refused(conf.coordinator, ca),
         )
-        keeper = Keeper(lambda: _supernode(conf, state, port), stop, news.look, news.ended)
-        failure: list[BaseException] = []
+        self.failures: list[BaseException] = []
+        self.retry = Retry()
 
-        def work() -> None:
-            try:
-                serve(
-                    agent,
-                    name=conf.name,
-                    identity=identity,
-                    coordinator=coordinator,
-                    port=port,
-                    secret=secret,
-                    stop=stop,
-                )
-            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
-                failure.append(error)
-            finally:
-                stop.set()
+    def _agent_with(self, keys: SiteKeys) -> Agent:
+        public = keys.identity.public_key()
+        return Agent(self._conf, public, keys.node_line, keys.coordinator, self._child)
 
+    def start(self) -> None:
+        """Start both, and the training child, which needs as long as the line to come up."""
+        self._child.warm()
+        self._worker_stop, self._keeper_stop = threading.Event(), threading.Event()
+        self._keeper = Keeper(
+            lambda: _supernode(self._conf, self._files, self._port),
+            self._keeper_stop,
+            self._look,
+            self._news.ended,
+        )
         # A thread that nobody waits for longer than a while: it may be in the middle of a round.
-        worker = threading.Thread(target=work, daemon=True)
-        keeper.start()
-        worker.start()
-        _log.info("site.started name=%s coordinator=%s", conf.name, conf.coordinator)
+        self._worker = threading.Thread(
+            target=self._work, args=(self._agent, self._keys, self._worker_stop), daemon=True
+        )
+        self._keeper.start()
+        self._worker.start()
+
+    def _look(self) -> None:
+        self._news.look()
+        _put_aside_when_large(self._state / "supernode.log", _LARGEST_LOG)
+
+    def _work(self, agent: Agent, keys: SiteKeys, stop: threading.Event) -> None:
         try:
-            while not stop.wait(_LOOK_S):
+            serve(
+                agent,
+                name=self._conf.name,
+                identity=keys.identity,
+                coordinator=keys.coordinator,
+                port=self._port,
+                secret=self._secret,
+                stop=stop,
+            )
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self.failures.append(error)
+            self._stopping.set()
+        if not stop.is_set():
+            self._stopping.set()
+
+    def renew(self) -> None:
+        """Begin anew with the keys as they are now, if they are good and others than before."""
+        try:
+            keys = load_site_keys(self._conf)
+            changed = keys.changed(self._keys)
+            agent = self._agent_with(keys)
+            if changed:
+                self._files.write(keys)
+        except LeptonError as error:
+            problem = error.problems[0]
+            if self.retry.failed(error):
+                _log.error(
+                    "keys.refused %s: %s; %s; those in use stay in use [%s]",
+                    problem.where,
+                    problem.what,
+                    problem.remedy,
+                    problem.code,
+                )
+            return
+        self.retry.succeeded()
+        if not changed:
+            return
+        # What is signed with a key that is replaced may be of no use by now; the line is good.
+        only_ca = changed == ["ca"]
+        self._finish(self._conf.policy.seconds_per_round if only_ca else _FINISH_S)
+        if self._stopping.is_set():
+            return
+        self._keys, self._agent = keys, agent
+        self.start()
+        _log.info(
+            "keys.renewed changed=%s identity: %s",
+            ",".join(changed),
+            key_words(keys.identity.public_key()),
+        )
+
+    def _finish(self, patience_s: float) -> None:
+        """End both, the worker first: an answer that is in progress leaves, if it comes in time."""
+        self._worker_stop.set()
+        if not self._ended_within(patience_s):
+            self._agent.interrupt()
+            while self._worker.is_alive() and not self._stopping.wait(_LOOK_S):
                 pass
-        finally:
-            stop.set()
-            agent.close()
-            worker.join(_STOP_S)
-            keeper.join(_STOP_S)
-            _log.info("site.stopped name=%s", conf.name)
-        if failure:
-            raise failure[0]
+        self._stopping.wait(_HAND_ON_S)  # the SuperNode has the answer, and sends it
+        self._keeper_stop.set()
+        self._keeper.join()
+        self._news.ended()
+
+    def _ended_within(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while self._worker.is_alive() and time.monotonic() < until:
+            if self._stopping.wait(_WATCH_S):
+                break
+        return not self._worker.is_alive()
+
+    def close(self) -> None:
+        """End everything."""
+        self._worker_stop.set()
+        self._keeper_stop.set()
+        self._agent.close()
+        self._worker.join(_STOP_S)
+        self._keeper.join(_STOP_S)
+        self._files.remove()
 
 
-def _supernode(conf: ClientConf, state: Path, port: int) -> subprocess.Popen[bytes]:
+def _supernode(conf: ClientConf, files: SuperNodeFiles, port: int) -> subprocess.Popen[bytes]:
+    state = Path(conf.state)
     command = supernode_command(
         coordinator=conf.coordinator,
-        ca=Path(conf.ca),
-        node_key=Path(conf.node_key),
+        ca=files.ca,
+        node_key=files.node_key,
         secret=state / "supernode.secret",
         port=port,
     )
@@ -256,6 +368,13 @@ def _owned(state: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _sweep(state: Path) -> None:
+    """Remove what a killed process left half written: a copy of the node key may be among it."""
+    bundles = state / "bundles"
+    below = [state / "receipts", state / "agreements", bundles, *bundles.glob("incoming/*")]
+    sweep(state, *below)
+
+
 def _new_secret(path: Path) -> bytes:
     secret = secrets.token_bytes(_SECRET_BYTES)
     with writing(path):
@@ -271,6 +390,15 @@ def _keep_one_older(log: Path, largest: int) -> None:
     with writing(log):
         if log.exists() and log.stat().st_size > largest:
             log.replace(log.with_suffix(".log.1"))
+
+
+def _put_aside_when_large(log: Path, largest: int) -> None:
+    """Do so with a log that a process writes to: what it appends then comes first in it again."""
+    with suppress(OSError):
+        if log.stat().st_size > largest:
+            with suppress(OSError):  # a full disk needs the room more than anybody the old lines
+                shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
 
 
 def _free_port() -> int:

@@ -44,7 +44,7 @@ _log = logging.getLogger("lepton_fed.site")
 
 
 class TrainingChild:
-    """A process that trains, started when it is first needed.
+    """A process that trains, started when it is first needed, or before: see :meth:`warm`.
 
     Args:
         conf: The site's conf.
@@ -62,10 +62,20 @@ class TrainingChild:
         self._watch = watch
         self._command = command or [sys.executable, "-m", "lepton_fed.clients.trainer"]
         self._process: subprocess.Popen[bytes] | None = None
+        self._opened = False  # whether it has the conf
         self._ready = ""
         self._busy = False
         self._closed = False
         self._unexpected = 0
+
+    def warm(self) -> None:
+        """Start the child, if it is not there: its imports take seconds, of which a round has few.
+
+        Nobody may ask it anything meanwhile.
+        """
+        if not self._alive():
+            self._drop()
+            self._spawn()
 
     def begin(self, agreement: Agreement) -> None:
         """Get the child ready for a run, unless it is.
@@ -148,6 +158,12 @@ class TrainingChild:
             again=head["again"],
         )
 
+    def interrupt(self) -> None:
+        """End what is in progress, also from another thread; the next ask starts another child."""
+        process = self._process
+        if self._busy and process is not None:
+            _kill(process)
+
     def close(self) -> None:
         """End the child, for good; also from another thread, in the middle of an answer."""
         self._closed = True
@@ -178,14 +194,17 @@ class TrainingChild:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         self._busy = True
         try:
-            if not self._alive():
-                self._drop()
-                self._start()
+            self.warm()
+            if not self._opened:
+                self._exchange(
+                    {"do": "open", "conf": plain(self._conf)}, {}, _BEGIN_S, _HUNG_LOOKS_READING
+                )
+                self._opened = True
             return self._exchange(head, arrays, limit_s, looks)
         finally:
             self._busy = False
 
-    def _start(self) -> None:
+    def _spawn(self) -> None:
         # A session of its own: a kill reaches what the child started, Ctrl-C does not reach it.
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             self._command,
@@ -193,9 +212,9 @@ class TrainingChild:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        self._opened = False
         if self._closed:  # meanwhile
             _kill(self._process)
-        self._exchange({"do": "open", "conf": plain(self._conf)}, {}, _BEGIN_S, _HUNG_LOOKS_READING)
 
     def _exchange(
         self, head: Mapping[str, Any], arrays: Arrays, limit_s: float, looks: int

@@ -154,7 +154,10 @@ class Tls:
 
     certificate: str = setting("keys/tls/server.crt", "The coordinator's TLS certificate, PEM.")
     key: str = setting("keys/tls/server.key", "Its private key, PEM, not encrypted.")
-    ca: str = setting("keys/tls/ca.crt", "Certificate of the authority that signed it, PEM.")
+    ca: str = setting(
+        "keys/tls/ca.crt",
+        "Certificate of the authority that signed it, PEM; two while one takes over from another.",
+    )
 
 
 @dataclass(frozen=True)
@@ -269,7 +272,9 @@ class ClientConf:
         "localhost:9092", "The coordinator's address and port: the one connection that is made."
     )
     ca: str = setting(
-        "keys/tls/ca.crt", "Certificate of the authority that signed the coordinator's, PEM."
+        "keys/tls/ca.crt",
+        "Certificate of the authority that signed the coordinator's, PEM; two while one takes "
+        "over from another.",
     )
     coordinator_key: str = setting(
         "keys/coordinator.pub",

@@ -297,6 +297,17 @@ class PrivateGrid(HttpGrid):
         self.set_run(run_from_proto(found.run))
         return int(found.run.run_id), context
 
+    def end_earlier_runs(self) -> None:
+        """End the runs before this one, and remove their messages with the models in them.
+
+        Stock removes them when a node asks for something of such a run; of a coordinator that was
+        killed in the middle of a round, and was not asked, they would be kept for good.
+        """
+        for run in self._state.get_run_info():
+            if run.run_id != self._task.run_id:
+                self._state.stop_run(run.run_id)  # does nothing to one that has ended
+                self._state.cleanup_run(run.run_id)
+
     @property
     def runtime(self) -> RuntimeHttpClient:
         """Return the client of the Runtime API."""
@@ -319,7 +330,8 @@ class PrivateGrid(HttpGrid):
         further copy is held than what is stored.
 
         Raises:
-            FlowerError: The SuperLink has ended the task: it would take no message.
+            FlowerError: The SuperLink has ended the task, or could not store a part: its database
+                is locked, or its disk full.
         """
         self._require_task()
         messages = list(messages)
@@ -337,7 +349,13 @@ class PrivateGrid(HttpGrid):
             pushed = runtime_handlers.push_messages(request, self._state, self._task)
             for part in pushed.objects_to_push:
                 content = objects.pop(part).deflate()
-                self._state.store_object(self._task.run_id, pushed.session_id, part, content)
+                if not self._state.store_object(
+                    self._task.run_id, pushed.session_id, part, content
+                ):
+                    self._state.start_session(self._task.run_id)  # a write that says why it fails
+                    raise FlowerError(
+                        ApiErrorCode.NO_PERMISSIONS, "it could not store a part of a message"
+                    )
         return list(pushed.message_ids)
 
     def _require_task(self) -> None:

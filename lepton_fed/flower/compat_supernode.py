@@ -6,34 +6,34 @@ flwr changes them. Each acts on the process that calls it.
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import logging
 import os
 import signal
 import threading
 import time
 import types
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 import httpx
+from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.supercore.run import RunNotRunningException
 
 __all__ = [
-    "HeldTasks",
     "cap_retry_waits",
     "cap_supernode_polls",
     "drop_messages_of_ended_runs",
     "end_with_the_heartbeat",
     "hasten_heartbeats",
+    "held",
+    "retry_broken_handshakes",
     "run_supernode",
     "tell_refused_signatures",
 ]
 
 _REPLY_LOOK_S = 0.02
 _HOLD_S = 2.0
-_HOLD_LOOK_S = 0.02
-_ACQUIRE_PATH = "/v1/runtime/acquire-task"
 
 
 def cap_supernode_polls(seconds: float) -> None:
@@ -45,7 +45,8 @@ def cap_supernode_polls(seconds: float) -> None:
     Args:
         seconds: Longest wait between two looks for messages.
     """
-    from flwr.supernode import main, start_client_internal
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.servicer.runtime import runtime_handlers
 
     taken = threading.Event()
 
@@ -54,50 +55,33 @@ def cap_supernode_polls(seconds: float) -> None:
             taken.set()
         time.sleep(min(wanted, _REPLY_LOOK_S if wanted < 1 else seconds))
 
-    made = main.create_app
-
-    def create_app(*args: Any, **settings: Any) -> Any:
-        return HeldTasks(made(*args, **settings), taken)
-
     vars(start_client_internal)["time"] = types.SimpleNamespace(sleep=sleep)
-    vars(main)["create_app"] = create_app
+    handlers = vars(runtime_handlers)
+    handlers["acquire_task"] = held(handlers["acquire_task"], taken)
 
 
-class HeldTasks:
-    """The SuperNode's Runtime API, which lets whoever asks for a task wait until there is one.
+def held(
+    acquire: Callable[..., AcquireTaskResponse], taken: threading.Event, hold_s: float = _HOLD_S
+) -> Callable[..., AcquireTaskResponse]:
+    """Return a handler of the SuperNode that lets whoever asks for a task wait until there is one.
 
     A SuperNode makes a task before it has stored the message that the task is about; whoever takes
-    it in between loses the message. Here nobody is let through before both are there.
+    it in between loses the message. Here nobody is let through before both are there. Who asks has
+    shown the site's secret before this is called.
 
     Args:
-        app: The API.
+        acquire: Flower's handler.
         taken: Set while a message is whole and waits for its reply.
         hold_s: Seconds after which the answer is that there is none.
     """
 
-    def __init__(self, app: Any, taken: threading.Event, hold_s: float = _HOLD_S) -> None:
-        self._app = app
-        self._taken = taken
-        self._hold_s = hold_s
+    def acquire_when_whole(*arguments: Any, **settings: Any) -> AcquireTaskResponse:
+        if not taken.wait(hold_s):
+            return AcquireTaskResponse()
+        taken.clear()
+        return acquire(*arguments, **settings)
 
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        """Answer a request."""
-        if scope.get("path") == _ACQUIRE_PATH:
-            clock = asyncio.get_running_loop().time
-            until = clock() + self._hold_s
-            while not self._taken.is_set() and clock() < until:
-                await asyncio.sleep(_HOLD_LOOK_S)
-            if not self._taken.is_set():
-                await send({"type": "http.response.start", "status": 200, "headers": []})
-                await send({"type": "http.response.body", "body": b""})
-                return
-            self._taken.clear()
-        await self._app(scope, receive, send)
+    return acquire_when_whole
 
 
 def drop_messages_of_ended_runs() -> None:
@@ -108,15 +92,25 @@ def drop_messages_of_ended_runs() -> None:
     """
     from flwr.supernode import start_client_internal
 
-    pull = vars(start_client_internal)["pull_objects"]
+    pull = vars(start_client_internal)["_pull_and_store_message"]
+    signature = inspect.signature(pull)
 
-    def pull_or_fail(*arguments: Any, **settings: Any) -> Any:
-        try:
-            return pull(*arguments, **settings)
-        except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
-            raise InterruptedError("its run has ended") from error
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_fail(*arguments: Any, **settings: Any) -> Any:
+            try:
+                return call(*arguments, **settings)
+            except RunNotRunningException as error:  # no Exception, so the clean-up passes it by
+                raise InterruptedError("its run has ended") from error
 
-    vars(start_client_internal)["pull_objects"] = pull_or_fail
+        return call_or_fail
+
+    def pull_or_forget(*arguments: Any, **settings: Any) -> Any:
+        given = signature.bind(*arguments, **settings)
+        for name in ("pull_object", "confirm_message_received"):  # once there is a task
+            given.arguments[name] = failing(given.arguments[name])
+        return pull(*given.args, **given.kwargs)
+
+    vars(start_client_internal)["_pull_and_store_message"] = pull_or_forget
 
 
 def hasten_heartbeats(interval_s: int) -> None:
@@ -141,6 +135,31 @@ def cap_retry_waits(seconds: int) -> None:
     vars(heartbeat)["exponential"] = lambda max_delay: exponential(
         max_delay=min(max_delay, seconds)
     )
+
+
+def retry_broken_handshakes() -> None:
+    """Let the SuperNode of this process try again when a line is cut during a TLS handshake.
+
+    Stock takes every error that names TLS for a wrong certificate and ends, though a router that
+    resets connections, or a coordinator that is just being started, ends handshakes too: seconds
+    without a line then cost as much as a killed SuperNode.
+    """
+    from flwr.supercore.retry import http_retry
+
+    made = vars(http_retry)["RetryInvoker"]
+
+    def lasting(**settings: Any) -> Any:
+        gives_up = settings["should_giveup"]
+
+        def gives_up_unless_cut(error: Exception) -> bool:
+            cut = (
+                isinstance(error, httpx.TransportError) and "certificate" not in str(error).lower()
+            )
+            return not cut and bool(gives_up(error))
+
+        return made(**{**settings, "should_giveup": gives_up_unless_cut})
+
+    vars(http_retry)["RetryInvoker"] = lasting
 
 
 def end_with_the_heartbeat() -> None:

@@ -24,9 +24,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from lepton_fed.core.exchange import legible
 from lepton_fed.core.layout import Vector
-from lepton_fed.errors import Problem, UpdateRefused
+from lepton_fed.errors import Problem, RunError, UpdateRefused
 from lepton_fed.flower import compat
 from lepton_fed.flower.failures import telling
+from lepton_fed.flower.quota import Quota
 
 __all__ = ["FiledArray", "FiledVector", "Parts", "Post", "unpack"]
 
@@ -36,6 +37,7 @@ _MOST_RECORDS = 16
 _MOST_ARRAYS = 16
 _MOST_FILES = 4
 _LEAST_CHUNK = 16 * 1024
+_MOST_NUMBER = 2**40  # Python writes no number of more than 4300 digits, and says so by an error
 _WIDTHS = {"float32": 4, "float64": 8}
 
 Reading = Generator[None, None, Any]
@@ -135,6 +137,7 @@ class Post:
         parts: The SuperLink.
         folder: For the files of large arrays; what an earlier process left there is removed.
         sent: Called when messages were put out.
+        quota: Told what is asked of whom, and when the answer is no longer awaited.
 
     Raises:
         RunError: LF5017, LF5018, LF5019 or LF5209, also from each method: the SuperLink failed, or
@@ -142,11 +145,19 @@ class Post:
     """
 
     @telling()
-    def __init__(self, parts: Parts, folder: Path, sent: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        folder: Path,
+        sent: Callable[[], None] = lambda: None,
+        quota: Quota | None = None,
+    ) -> None:
         self._parts = parts
         self._folder = folder
         self._sent = sent
+        self._quota = quota or Quota()
         self._most: dict[str, int] = {}
+        self._asked: dict[str, tuple[int, int]] = {}
         self._arriving: dict[str, tuple[Message, str, Reading]] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.iterdir():
@@ -162,7 +173,18 @@ class Post:
         """Put messages out and return their ids, empty for one that could not be."""
         messages = list(messages)
         most = [_largest(message.content) for message in messages]
-        pushed = self._parts.push_messages(messages)
+        asked = [(message.metadata.dst_node_id, _size(message.content)) for message in messages]
+        for node, size in asked:
+            self._quota.ask(node, size)  # a node may answer before the last message is out
+        pushed = [""] * len(messages)
+        try:
+            pushed = self._parts.push_messages(messages)
+        finally:
+            for message_id, (node, size) in zip(pushed, asked, strict=True):
+                if message_id:
+                    self._asked[message_id] = (node, size)
+                else:
+                    self._quota.end(node, size)
         self._most.update(zip(pushed, most, strict=True))
         self._sent()
         return pushed
@@ -170,7 +192,8 @@ class Post:
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Yield the replies to these messages that are here, each as soon as it is whole.
 
-        The files of a reply are removed when the next is asked for.
+        The files of a reply are removed when the next is asked for. One that cannot be read is
+        yielded as an error of its site.
         """
         wanted = list(message_ids)
         self._claim(wanted)
@@ -184,8 +207,13 @@ class Post:
                 continue  # a part of it is on its way
             except StopIteration as end:
                 whole = compat.with_content(reply, end.value)
+            except RunError:
+                raise
             except UpdateRefused as error:
                 why = Error(compat.MALFORMED, error.problems[0].what)
+                whole = compat.with_content(reply, why)
+            except Exception as error:  # noqa: BLE001 - whatever a site sends, the run goes on
+                why = Error(compat.MALFORMED, f"malformed message: {type(error).__name__}")
                 whole = compat.with_content(reply, why)
             self._forget(message_id, root)
             try:
@@ -204,6 +232,7 @@ class Post:
         wanted = list(message_ids)
         for message_id in wanted:
             self._parts.forget(message_id)  # nobody is to begin with it any more
+            self._end(message_id)
         self._claim(wanted)
         came = [message_id for message_id in wanted if message_id in self._arriving]
         for message_id in came:
@@ -219,6 +248,9 @@ class Post:
             return
         for reply, root in self._parts.claim(new):
             answered = reply.metadata.reply_to_message_id
+            if answered not in new or answered in self._arriving:
+                self._parts.forget(root)
+                continue
             reading = _error(reply.error) if reply.has_error() else unpack(
                 root, self._parts.part, self._folder, self._most.get(answered, 0)
             )  # fmt: skip
@@ -229,6 +261,12 @@ class Post:
         self._parts.forget(root)
         self._arriving.pop(message_id)
         self._most.pop(message_id, None)
+        self._end(message_id)
+
+    def _end(self, message_id: str) -> None:
+        asked = self._asked.pop(message_id, None)
+        if asked is not None:
+            self._quota.end(*asked)
 
 
 def unpack(
@@ -372,6 +410,12 @@ def _largest(content: RecordDict) -> int:
     return max((len(a.data) for arrays in records for a in arrays.values()), default=0)
 
 
+def _size(content: RecordDict) -> int:
+    """Return the bytes of all arrays of a message."""
+    records = [record for record in content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(a.data) for arrays in records for a in arrays.values())
+
+
 def _remove_files(message: Message) -> None:
     if not message.has_content():
         return
@@ -410,7 +454,9 @@ def _named(children: list[str], body: memoryview, most: int) -> dict[str, str]:
 
 
 def _whole_numbers(found: Any) -> TypeGuard[list[int]]:
-    return isinstance(found, list) and all(type(one) is int and one >= 0 for one in found)
+    return isinstance(found, list) and all(
+        type(one) is int and 0 <= one <= _MOST_NUMBER for one in found
+    )
 
 
 def _check_size(body: memoryview) -> None:

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import threading
 import time
 import zipfile
@@ -27,8 +28,10 @@ import uvicorn
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.flower import compat
 from lepton_fed.flower.failures import check_database, telling
+from lepton_fed.flower.heap import give_large_blocks_back, settle
 from lepton_fed.flower.listener import SECRET_HEADER, Bell, FleetOnly, WithSecret
 from lepton_fed.flower.parcels import Post as Grid
+from lepton_fed.flower.quota import Quota
 
 __all__ = ["APP_ID", "Grid", "SuperLink", "codeless_app"]
 
@@ -39,6 +42,7 @@ _LOOPBACK = "127.0.0.1"
 
 _log = logging.getLogger("lepton_fed.server")
 _START_S = 30.0
+_MOST_LINES = 800  # below the 1024 files that a process has where nobody gives it more
 
 
 class SuperLink:
@@ -59,10 +63,12 @@ class SuperLink:
         check_database(database)
         _tell_in_lines()
         compat.hasten_pulls()
+        give_large_blocks_back()
         self._taken = secrets.token_bytes(32)
         secret = secrets.token_hex(32)
         self._header = compat.SecretHeader(SECRET_HEADER, secret)
         self._bell = Bell()
+        self._quota = Quota()
         self._replies = database.with_name("replies")
         public = _listening(listen)
         private = _listening((_LOOPBACK, 0))
@@ -73,18 +79,21 @@ class SuperLink:
         )
         quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "ws": "none"}
         self._sockets = (private, public)
+        self._fleet = FleetOnly(app, self._bell, quota=self._quota)
         self._servers = (
             uvicorn.Server(uvicorn.Config(WithSecret(app, secret), **quiet)),
             uvicorn.Server(
                 uvicorn.Config(
-                    FleetOnly(app, self._bell),
+                    self._fleet,
                     lifespan="off",
+                    limit_concurrency=_MOST_LINES,
                     ssl_certfile=str(certificate),
                     ssl_keyfile=str(key),
                     **quiet,
                 )
             ),
         )
+        self._shown: ssl.SSLContext | None = None
         self._threads: list[threading.Thread] = []
         self._control: Any = None
 
@@ -101,7 +110,26 @@ class SuperLink:
         self._serve(*private)
         self._control = compat.control_client(self._address, self._header)
         self.enrol(keys)
+        public[0].config.load()
+        # Asked at each handshake, also of a client that names no host. A context of its own for
+        # each certificate: in one that is changed, a handshake could meet half of each pair.
+        if public[0].config.ssl is not None:
+            public[0].config.ssl.sni_callback = self._show
+        settle()
         self._serve(*public)
+
+    def show(self, certificate: ssl.SSLContext) -> None:
+        """Show another certificate from the next handshake on; connections go on as they are.
+
+        Args:
+            certificate: Holds it, with its key.
+        """
+        self._shown = certificate
+
+    def _show(self, connection: ssl.SSLObject, host: str | None, first: ssl.SSLContext) -> None:
+        del host, first
+        if self._shown is not None:
+            connection.context = self._shown
 
     def _serve(self, server: uvicorn.Server, listening: socket.socket) -> None:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -132,24 +160,28 @@ class SuperLink:
     def enrol(self, keys: Mapping[str, bytes]) -> None:
         """Make the register hold these node keys and no others.
 
+        New ones come first: if one is not taken, none is taken off, which would be for good.
+
         Args:
             keys: Public key of each site's node, PEM, by the site's name.
 
         Raises:
             RunError: LF5015, a key was taken off before.
         """
-        wanted = {pem: name for name, pem in keys.items()}
-        for node, (pem, _) in compat.registered_nodes(self._control).items():
-            if pem not in wanted:
-                compat.unregister_node(self._control, node)
-            wanted.pop(pem, None)
-        for pem, name in wanted.items():
-            if not compat.register_node(self._control, pem, name):
+        there = compat.registered_nodes(self._control)
+        known = {pem for pem, _ in there.values()}
+        for name, pem in keys.items():
+            if pem not in known and not compat.register_node(self._control, pem, name):
                 raise RunError(
                     Problem("LF5015", f"{name}'s node key was taken off the roster before, and "
                             "Flower takes no key back", where=name, key="roster",
                             remedy="let the site make a new node key and enrol with it")
                 )  # fmt: skip
+        self._fleet.let_in(known | set(keys.values()))
+        for node, (pem, _) in there.items():
+            if pem not in keys.values():
+                compat.unregister_node(self._control, node)
+        self._fleet.let_in(keys.values())
 
     @telling()
     def nodes(self, keys: Mapping[str, bytes]) -> dict[str, int]:
@@ -188,11 +220,12 @@ class SuperLink:
                 grid, context = self._take(executor, run)
             finally:
                 executor.close()
+            grid.end_earlier_runs()
         heartbeat = compat.Heartbeat(grid.runtime)
         heartbeat.start()
         completed = False
         try:
-            yield Grid(grid, self._replies, self._bell.ring)
+            yield Grid(grid, self._replies, self._bell.ring, self._quota)
             completed = True
         finally:
             # What the SuperLink fails of now, the body has met before it, or never will.

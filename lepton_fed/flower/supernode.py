@@ -77,6 +77,7 @@ def main() -> None:
     compat_supernode.cap_supernode_polls(_POLL_S)
     compat_supernode.hasten_heartbeats(_HEARTBEAT_S)
     compat_supernode.cap_retry_waits(_RETRY_S)
+    compat_supernode.retry_broken_handshakes()
     compat_supernode.end_with_the_heartbeat()
     compat_supernode.tell_refused_signatures(REFUSED_SIGNATURE)
     try:

@@ -126,17 +126,29 @@ class GridTransport:
         seals: Seals | None = None,
     ) -> None:
         self._grid = grid
-        self._nodes = dict(nodes)
+        self._members = _Members(dict(nodes), seals)
         self._sleep = sleep
         self._clock = clock
-        self._seals = seals
+        self._offered: dict[str, tuple[_Sent, float]] = {}
+        self._unoffered: list[str] = []
         self._overdue: dict[str, Late] = {}
         self._late: list[Late] = []
+
+    def renew(self, nodes: Mapping[str, int], seals: Seals) -> None:
+        """Reach these sites from now on, also from another thread in the middle of an exchange.
+
+        What comes from then on counts under these keys only, whenever it was asked for.
+
+        Args:
+            nodes: Node id of each site, by name.
+            seals: The keys.
+        """
+        self._members = _Members(dict(nodes), seals)  # one assignment: never half of it
 
     def sites(self) -> Sequence[str]:
         """Return the names of the sites that are online."""
         online = set(self._grid.get_node_ids())
-        return sorted(name for name, node in self._nodes.items() if node in online)
+        return sorted(name for name, node in self._members.nodes.items() if node in online)
 
     def exchange(
         self, asks: Mapping[str, Ask], deadline: Deadline | None = None
@@ -161,18 +173,40 @@ class GridTransport:
         for site, came in self._converse(outgoing, record_to_reply, deadline):
             yield Reply(site, refusal=came) if isinstance(came, Problem) else came
 
-    def offer(
-        self, offers: Mapping[str, Offer], deadline: Deadline | None = None
-    ) -> Iterator[OfferReply]:
-        """Offer sites a run and yield what they say as it comes.
+    def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
+        """Offer sites a run and go on; what they say is for :meth:`offer_replies`.
 
         Args:
             offers: What each site is offered, by name.
-            deadline: As in :meth:`exchange`.
+            limit_s: Seconds after which a site that has not answered is given up.
         """
         outgoing = {n: _Outgoing("query.offer", offer_to_record(o)) for n, o in offers.items()}
-        for site, came in self._converse(outgoing, record_to_offer_reply, deadline):
-            yield OfferReply(site, refusal=came) if isinstance(came, Problem) else came
+        sent, unsent = self._send(outgoing, Deadline(1.0, len(offers), limit_s))
+        until = self._clock() + limit_s
+        self._offered |= {message_id: (each, until) for message_id, each in sent.items()}
+        self._unoffered += unsent
+
+    def offer_replies(self) -> list[OfferReply]:
+        """Return what sites said to offers since the last time; who did not say it in time, too."""
+        found = [
+            OfferReply(site, refusal=Problem("LF5304", "the offer could not be sent", where=site))
+            for site in self._unoffered
+        ]
+        self._unoffered = []
+        for message in self._grid.pull_messages(list(self._offered)):
+            offered = self._offered.pop(message.metadata.reply_to_message_id, None)
+            if offered is None:
+                continue
+            sent, _ = offered
+            came = self._read(message, sent, record_to_offer_reply)
+            found.append(OfferReply(sent.site, refusal=came) if isinstance(came, Problem) else came)
+        now = self._clock()
+        for message_id in [key for key, (_, until) in self._offered.items() if now >= until]:
+            sent, _ = self._offered.pop(message_id)
+            self._overdue[message_id] = Late(sent.site, sent.round_number)
+            late = Problem("LF5306", "no reply in time", where=sent.site)
+            found.append(OfferReply(sent.site, refusal=late))
+        return found
 
     def push(
         self, steps: Mapping[str, PushStep], deadline: Deadline | None = None
@@ -237,21 +271,25 @@ class GridTransport:
         ttl = None if deadline is None else deadline.allowed_s(()) + _CLOCKS_APART_S
         digests: dict[int, str] = {}
         messages, sent = [], []
+        members = self._members
+        gone = [site for site in outgoing if site not in members.nodes]
         for site, out in outgoing.items():
+            if site in gone:
+                continue
             nonce, record = "", out.record
-            if self._seals is not None:
+            if members.seals is not None:
                 nonce = new_nonce()
                 seal = Sealing(out.purpose, COORDINATOR, site, nonce)
                 if id(record) not in digests:
                     digests[id(record)] = contents_digest(record)
-                record = seal.seal(record, self._seals.key, digests[id(record)])
+                record = seal.seal(record, members.seals.key, digests[id(record)])
             group = str(out.round_number)
             messages.append(
-                Message(record, self._nodes[site], out.purpose, ttl=ttl, group_id=group)
+                Message(record, members.nodes[site], out.purpose, ttl=ttl, group_id=group)
             )
             sent.append(_Sent(site, out.purpose, nonce, out.round_number))
         waiting: dict[str, _Sent] = {}
-        unsent: list[str] = []
+        unsent = gone
         for each, pushed in zip_longest(sent, self._grid.push_messages(messages)):
             if pushed:
                 waiting[pushed] = each
@@ -269,9 +307,13 @@ class GridTransport:
             return Problem("LF5303", what, where=sent.site)
         try:
             content = message.content
-            if self._seals is not None:
+            seals = self._members.seals
+            if seals is not None:
                 seal = Sealing(f"{sent.purpose} reply", sent.site, COORDINATOR, sent.nonce)
-                content = seal.check(content, self._seals.sites[sent.site])
+                key = seals.sites.get(sent.site)
+                if key is None:
+                    raise UpdateRefused(Problem("LF4414", "it was taken off the roster"))
+                content = seal.check(content, key)
             return read(sent.site, content)
         except UpdateRefused as error:
             return error.problems[0]
@@ -280,6 +322,12 @@ class GridTransport:
         if self._overdue:
             for message_id in self._grid.drop_messages(list(self._overdue)):
                 self._late.append(self._overdue.pop(message_id))
+
+
+@dataclass(frozen=True)
+class _Members:
+    nodes: Mapping[str, int]
+    seals: Seals | None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from lepton_fed.identity.roster import (
     changes,
     parse_roster,
     read_roster,
+    read_roster_file,
     write_file,
 )
 from lepton_fed.identity.signature import PublicKey
@@ -82,16 +83,30 @@ class PinnedRoster:
         found = read_roster(self._waiting, self._coordinator)
         return found if found.version > self.current.version else None
 
-    def accept(self) -> list[str]:
-        """Take the roster that waits, and return what changed by it.
+    def accept(self, seen: Roster | None) -> list[str]:
+        """Take the roster that waits, if it is the one a person has seen.
+
+        The coordinator may have offered another one while they looked.
+
+        Args:
+            seen: What :meth:`offered` returned, and was shown.
+
+        Returns:
+            What changed by it.
 
         Raises:
-            Refused: LF4177, none waits.
+            Refused: LF4177, none waits; LF4180, another one waits by now.
         """
-        offered = self.offered()
-        if offered is None:
+        if seen is None or not self._waiting.exists():
             raise Refused(Problem("LF4177", "no changed roster waits to be accepted"))
-        changed = self._take(offered, self._waiting.read_bytes())
+        waiting, content = read_roster_file(self._waiting, self._coordinator)
+        if waiting != seen:
+            raise Refused(
+                Problem("LF4180", f"while version {seen.version} was looked at, the coordinator "
+                        f"offered another roster, of version {waiting.version}; none was taken",
+                        remedy="look at that one: lepton-fed keys accept")
+            )  # fmt: skip
+        changed = self._take(waiting, content)
         self._waiting.unlink(missing_ok=True)
         return changed
 

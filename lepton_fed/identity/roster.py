@@ -37,6 +37,7 @@ __all__ = [
     "parse_enrolment",
     "parse_roster",
     "read_roster",
+    "read_roster_file",
     "remove",
     "roster_file",
     "write_file",
@@ -158,7 +159,13 @@ def read_roster(path: Path, coordinator: PublicKey) -> Roster:
     Raises:
         Refused: LF4151 or LF4157, it cannot be read; else as :func:`parse_roster`.
     """
-    return parse_roster(_read(path), coordinator, str(path))
+    return read_roster_file(path, coordinator)[0]
+
+
+def read_roster_file(path: Path, coordinator: PublicKey) -> tuple[Roster, bytes]:
+    """Return the roster in a file, and the signed file itself; see :func:`read_roster`."""
+    content = _read(path)
+    return parse_roster(content, coordinator, str(path)), content
 
 
 def write_roster(path: Path, roster: Roster, private: PrivateKey) -> None:

@@ -110,6 +110,15 @@ class EventLog:
             except OSError:  # who only watches must not end the run
                 self._listeners.remove(listener)
 
+    def sync(self) -> None:
+        """Have the disk hold what was written.
+
+        Raises:
+            RunError: It cannot be synced.
+        """
+        with writing(self._path):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Sync and close the file.
 

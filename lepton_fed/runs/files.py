@@ -22,6 +22,7 @@ __all__ = [
     "append",
     "read_tensors",
     "reading",
+    "sweep",
     "write_atomic",
     "write_tensors",
     "writing",
@@ -69,12 +70,13 @@ def reading(path: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Replace a file by ``content``; after a crash it holds the old or the new, nothing between.
 
     Args:
         path: The file.
         content: Its new content.
+        mode: Its rights, less those that the umask takes.
 
     Raises:
         RunError: It cannot be written; what was there is there still.
@@ -82,9 +84,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     # A name that nobody can foresee: in a folder that others write to, a link could lie in wait.
     aside = path.parent / f".{secrets.token_hex(8)}.partial"
     with writing(path):
-        file = aside.open("xb")
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
-            with file:
+            with open(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -96,6 +98,21 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def sweep(*folders: Path) -> None:
+    """Remove what killed processes had begun to write; nobody may write there meanwhile.
+
+    Args:
+        folders: Folders to look in, not below; one that is not there holds nothing.
+
+    Raises:
+        RunError: LF5209, something cannot be removed.
+    """
+    for folder in folders:
+        with writing(folder):
+            for partial in folder.glob(PARTIAL):
+                partial.unlink(missing_ok=True)
 
 
 def append(file: FileIO, content: bytes) -> None:

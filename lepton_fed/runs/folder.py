@@ -45,6 +45,8 @@ __all__ = ["ALL_SITES", "RunFolder", "find_run", "list_runs"]
 
 _CHECKPOINTS = 2  # the newest, and one to fall back on
 
+_TABLE = b"round,site,metric,value\n"
+
 ALL_SITES = "all"
 """Stands for all sites together in metrics.csv."""
 
@@ -108,6 +110,11 @@ class RunFolder:
         """Return the path of the bundle."""
         return self.path / "bundle"
 
+    @property
+    def spill(self) -> Path:
+        """Return the path of the folder for the single updates of the round in progress."""
+        return self.path / "spill"
+
     def site(self, name: str) -> Path:
         """Return the folder of a simulated site's own records."""
         return self.path / "sites" / name
@@ -127,7 +134,7 @@ class RunFolder:
         path = self.path / "metrics.csv"
         with writing(path), path.open("ab", buffering=0) as file:
             if file.tell() == 0:
-                rows.writerow(["round", "site", "metric", "value"])
+                text.write(_TABLE.decode())
             for site, metrics in values.items():
                 rows.writerows(
                     [round_number, site, name, repr(float(v))] for name, v in metrics.items()
@@ -181,7 +188,7 @@ class RunFolder:
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def sweep(self) -> None:
-        """Remove what a killed process had begun to write.
+        """Remove what a killed process had begun to write, and the updates of its round.
 
         Raises:
             RunError: It cannot be removed.
@@ -189,6 +196,8 @@ class RunFolder:
         with writing(self.path):
             for partial in [*self.path.glob(PARTIAL), *self.path.glob(f"checkpoints/{PARTIAL}")]:
                 partial.unlink(missing_ok=True)
+            if self.spill.exists():
+                shutil.rmtree(self.spill)
 
     def drop_metrics_from(self, round_number: int) -> None:
         """Take out of ``metrics.csv`` what a round that is done again will write again.
@@ -203,10 +212,11 @@ class RunFolder:
         with reading(path):
             if not path.exists():
                 return
-            head, *rows = path.read_text().splitlines(keepends=True) or [""]
-        # A kill may have cut the last line off, even the first.
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) < round_number]
-        write_atomic(path, "".join([head, *kept] if head.endswith("\n") else []).encode())
+            lines = path.read_bytes().splitlines(keepends=True)
+        # A kill may have cut the last line off, even the first; a power cut may leave anything.
+        kept = [line for line in lines if _round_of(line) in range(round_number)]
+        head = [_TABLE] if kept or _TABLE in lines else []
+        write_atomic(path, b"".join([*head, *kept]))
 
     def write_model(self, layout: Layout, model: Vector, about: Mapping[str, str]) -> None:
         """Write the final model, tensors by name.
@@ -267,6 +277,16 @@ class RunFolder:
                 Problem("LF5204", f"this is no run summary: {error}", where=str(path),
                         remedy="do not rely on this run's record")
             ) from error  # fmt: skip
+
+
+def _round_of(line: bytes) -> int | None:
+    """Return the round of a row of ``metrics.csv``; None of what is no whole row."""
+    try:
+        ((number, _, _, value),) = csv.reader([line.decode()])
+        float(value)
+        return int(number) if line.endswith(b"\n") else None
+    except (ValueError, csv.Error):
+        return None
 
 
 def list_runs(root: Path) -> list[RunFolder]:

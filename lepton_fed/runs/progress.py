@@ -18,7 +18,7 @@ from rich.progress import (
 
 from lepton_fed.runs.events import Event, GrowingLog, is_written, read_events
 from lepton_fed.runs.folder import RunFolder
-from lepton_fed.runs.status import State
+from lepton_fed.runs.status import State, end_of
 
 __all__ = ["LineView", "ProgressView", "follow", "headline", "headline_name", "view_for"]
 
@@ -142,8 +142,16 @@ class ProgressView:
         self._console.print(line, style="yellow", markup=False, highlight=False)
 
 
+def _roster(event: Event) -> str:
+    """Return in words what a new roster changes."""
+    kinds = {"removed": "removed", "renewed": "new keys of", "added": "from the next run on"}
+    parts = [f"{words} {', '.join(event[kind])}" for kind, words in kinds.items() if event[kind]]
+    return f"roster version {event['version']}: {'; '.join(parts)}"
+
+
 _NOTES: Mapping[str, Callable[[Event], str]] = {
     "sites.awaited": lambda e: f"waiting for {', '.join(e['sites'])}",
+    "roster.changed": _roster,
     "site.refused": lambda e: f"offer: {e['site']}: {e['why']} ({e['code']})",
     "reply.refused": lambda e: f"round {e['round']}: {e['site']}: {e['why']} ({e['code']})",
     "counts.refused": lambda e: f"round {e['round']}: {e['site']}: {e['why']} ({e['code']})",
@@ -180,7 +188,7 @@ def follow(run: RunFolder, view: ProgressView | LineView, wait: Callable[[], Non
     if summary is not None:
         read_events(run.events, summary.events)
     log = GrowingLog(run.events)
-    last = ""
+    seen: list[Event] = []
     watched = False
     while True:
         # Asked first: when nobody writes, what is read next is all there is.
@@ -192,13 +200,10 @@ def follow(run: RunFolder, view: ProgressView | LineView, wait: Callable[[], Non
         else:
             view.catch_up(events)
         watched = True
-        last = events[-1]["event"] if events else last
+        seen += events
         if not written:
-            return _ENDS.get(last, "interrupted")
+            return end_of(seen)
         wait()
-
-
-_ENDS: Mapping[str, State] = {"run.finished": "finished", "run.failed": "failed"}
 
 
 def view_for(stream: TextIO | None) -> ProgressView | LineView:

@@ -22,10 +22,14 @@ __all__ = [
     "RunStatus",
     "SiteStatus",
     "State",
+    "end_of",
     "outline",
     "read_status",
     "status_of",
 ]
+
+_PASSING = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211", "LF5220"})
+_OF_A_COORDINATOR = frozenset({"sites.awaited", "site.agreed", "run.resumed"})
 
 State = Literal["running", "interrupted", "failed", "finished", "exported", "damaged"]
 
@@ -91,7 +95,8 @@ class RunStatus:
 
     Args:
         run: Its name.
-        state: running; interrupted (its process is gone); failed; finished; exported (finished, and
+        state: running; interrupted (its process is gone, and
+            the next start goes on with it); failed; finished; exported (finished, and
             its folder holds a bundle); damaged (its record cannot be relied on).
         code: Code of the error that ended or damaged it; empty otherwise.
         round: Rounds that are over.
@@ -173,6 +178,25 @@ def outline(run: RunFolder) -> RunStatus:
     )
 
 
+def end_of(events: Sequence[Event]) -> State:
+    """Return how a run ended whose log nobody writes: finished, failed, or interrupted.
+
+    A coordinator goes on at its next start with what it was told to stop, or had no disk for; a
+    simulation has no next start.
+
+    Args:
+        events: Its events, in order; all, or the last and one that only a coordinator writes.
+    """
+    last = events[-1] if events else {"event": ""}
+    if last["event"] == "run.finished":
+        return "finished"
+    if last["event"] != "run.failed":
+        return "interrupted"
+    passing = last["code"] in _PASSING
+    resumable = passing and any(event["event"] in _OF_A_COORDINATOR for event in events)
+    return "interrupted" if resumable else "failed"
+
+
 def status_of(
     run: RunFolder, summary: RunSummary | None, events: Sequence[Event], *, written: bool
 ) -> RunStatus:
@@ -194,7 +218,8 @@ def status_of(
         for site in summary.sites:
             found.site(site.name).spent(site.epsilon)
     elif events and events[-1]["event"] == "run.failed" and not written:
-        state, code = "failed", str(events[-1]["code"])
+        code = str(events[-1]["code"])
+        state = end_of(events)
     began, newest = (str(events[0]["time"]), str(events[-1]["time"])) if events else ("", "")
     seconds = summary.seconds if summary else _between(began, newest)
     sites = found.status()
@@ -261,6 +286,8 @@ class _Reading:
             "counts.refused": self._counts_refused,
             "model.evaluated": self._evaluated,
             "round.closed": self._closed,
+            "run.resumed": self._stopped,
+            "run.failed": self._stopped,
         }
 
     def take(self, event: Event) -> None:
@@ -272,7 +299,7 @@ class _Reading:
         return self._sites.setdefault(name, _Site())
 
     def status(self) -> list[SiteStatus]:
-        never = Incident("absent", 0, "", "it has not come online")
+        never = Incident("absent", 0, "", "it has not agreed to the run yet")
         return [
             SiteStatus(
                 name,
@@ -339,6 +366,10 @@ class _Reading:
 
     def _evaluated(self, event: Event) -> None:
         self.metrics = event["metrics"]
+
+    def _stopped(self, event: Event) -> None:
+        del event
+        self.waiting = set()
 
     def _closed(self, event: Event) -> None:
         self.closed = event["round"]

@@ -115,5 +115,6 @@ def _norm(vector: Vector) -> float:
         if not np.isfinite(part).all():
             return math.nan
         wide = part.astype(np.float64)
-        squares += float(wide @ wide)
+        wide *= wide  # not BLAS: at each slice its threads would wait for the slowest core
+        squares += float(wide.sum())
     return math.sqrt(squares)

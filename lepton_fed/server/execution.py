@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -12,7 +13,7 @@ from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import ServerConf, SimulationConf
 from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.pace import Pace
-from lepton_fed.errors import LeptonError, RunError
+from lepton_fed.errors import LeptonError, Problem, RunError
 from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
@@ -21,9 +22,44 @@ from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.base import Strategy
 from lepton_fed.training.kit import TaskKit
 
-__all__ = ["execute", "outside_epsilon", "recorded"]
+__all__ = ["Left", "execute", "left", "outside_epsilon", "recorded"]
+
+_log = logging.getLogger("lepton_fed.server")
 
 _LIBRARIES = ("lepton-fed", "torch", "numpy", "flwr", "opacus", "dp-accounting", "safetensors")
+
+
+@dataclass(frozen=True)
+class Left:
+    """Whom a run that goes on had when it was interrupted.
+
+    Args:
+        sites: Names of the sites that may take part.
+        agreed: Names of those that had agreed, as they said last.
+    """
+
+    sites: tuple[str, ...]
+    agreed: frozenset[str]
+
+
+def left(folder: RunFolder) -> Left | None:
+    """Return whom an interrupted run had; None for one that had not begun.
+
+    Raises:
+        LeptonError: The event log was changed or cannot be read.
+    """
+    if not folder.events.exists():
+        return None
+    sites: tuple[str, ...] | None = None
+    agreed: set[str] = set()
+    for event in read_events(folder.events):
+        if event["event"] == "run.started":
+            sites = tuple(event["sites"])
+        elif event["event"] == "site.agreed":
+            agreed.add(event["site"])
+        elif event["event"] == "site.refused":
+            agreed.discard(event["site"])
+    return None if sites is None else Left(sites, frozenset(agreed))
 
 
 def execute(
@@ -70,8 +106,12 @@ def execute(
     )
     standing = coordinator.start(kit.initial)
     events = read_events(folder.events)
-    if any(event["event"] == "run.started" for event in events):
-        standing = _resume(coordinator, standing, folder)
+    closed = [event["round"] for event in events if event["event"] == "round.closed"]
+    begun = any(event["event"] == "run.started" for event in events)
+    checkpoint = coordinator.standing()
+    _require_whole(folder, checkpoint, max(closed, default=0), begun=begun)
+    if begun:
+        standing = _resume(checkpoint or standing, folder)
         log.emit(
             "run.resumed",
             run=folder.name,
@@ -79,7 +119,6 @@ def execute(
             rounds=conf.rounds.count,
             strategy=strategy.name,
         )
-        closed = [event["round"] for event in events if event["event"] == "round.closed"]
         if standing.round_number > max(closed, default=0):
             coordinator.tell_closed(standing)
     else:
@@ -111,9 +150,32 @@ def execute(
     return outcome, summary
 
 
-def _resume(coordinator: Coordinator, start: Standing, folder: RunFolder) -> Standing:
-    """Return where an interrupted run stands, and take back what was written after that."""
-    standing = coordinator.standing() or start
+def _require_whole(
+    folder: RunFolder, checkpoint: Standing | None, closed: int, *, begun: bool
+) -> None:
+    """Refuse a run whose log and checkpoints do not belong together: one was taken away.
+
+    The newest checkpoint may be damaged, as the one before it is kept too.
+    """
+    newest = checkpoint.round_number if checkpoint else 0
+    if checkpoint and not begun:
+        what = f"there is a checkpoint of round {newest}, and the event log does not know the run"
+    elif newest < closed - 1 or (closed and not checkpoint):
+        what = f"round {closed} is closed, and the newest checkpoint is of round {newest}"
+    else:
+        if newest < closed:
+            _log.warning(
+                "run.resumed the checkpoint of round %d is damaged; it is done again", closed
+            )
+        return
+    raise RunError(
+        Problem("LF5216", what, where=str(folder.path), remedy="restore its folder from a backup, "
+                "or begin anew: lepton-fed server --new")
+    )  # fmt: skip
+
+
+def _resume(standing: Standing, folder: RunFolder) -> Standing:
+    """Take back what was written after the checkpoint that a run goes on from."""
     folder.sweep()
     folder.drop_metrics_from(standing.round_number)
     return standing

@@ -1,13 +1,20 @@
 """The sites of one run: who is of the roster, online, and has agreed.
 
-Every site gets the offer once it is online; one that comes later, or comes back, takes part from
-the next round on. A site that refuses is asked no more in this run, and its reason is recorded.
+Every site gets the offer once it is online, and nobody waits for its answer; one that comes later,
+or comes back, takes part from the next round on. A site that refuses is asked no more in this run,
+and its reason is recorded; one that only waits for a key or a roster to be put in place is asked
+again after a while.
+
+The roster may change meanwhile. Who is taken off is asked no more; who has new keys is offered the
+run again; a new name takes part from the next run on, as the others agreed to this one without it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Protocol
 
 from lepton_fed.config.agreement import Agreement
@@ -18,10 +25,12 @@ from lepton_fed.errors import Problem, RunError
 from lepton_fed.runs.events import EventLog
 from lepton_fed.server.rounds import Late
 
-__all__ = ["Federation", "Line"]
+__all__ = ["Federation", "Line", "RosterChange"]
 
 _LOOK_S = 0.5
-_OFFER_S = 300.0  # reading the data and planning the privacy of a run come before the answer
+_AGAIN_S = 10.0
+_OFFER_LOOK_S = 0.1
+_OFFER_S = 60.0  # then it is offered again: a site that reads its data first has it by then
 
 
 class Line(Protocol):
@@ -35,13 +44,35 @@ class Line(Protocol):
     ) -> Iterator[Reply]:
         """Ask sites and yield their replies."""
 
-    def offer(
-        self, offers: Mapping[str, Offer], deadline: Deadline | None = None
-    ) -> Iterator[OfferReply]:
-        """Offer sites a run and yield what they say."""
+    def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
+        """Offer sites a run and go on."""
+
+    def offer_replies(self) -> list[OfferReply]:
+        """Return what sites said to offers since the last time, and who did not in time."""
 
     def take_late(self) -> Sequence[Late]:
         """Return the replies that came too late."""
+
+
+@dataclass(frozen=True)
+class RosterChange:
+    """What a new roster changes.
+
+    Args:
+        roster: The signed roster, as the file holds it.
+        version: Its version.
+        sites: Names of all sites on it.
+        removed: Names that are on it no more.
+        renewed: Names that have other keys.
+        added: Names that were not on it.
+    """
+
+    roster: bytes
+    version: int
+    sites: tuple[str, ...]
+    removed: tuple[str, ...] = ()
+    renewed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
 
 class Federation:
@@ -51,13 +82,14 @@ class Federation:
         line: Reaches all sites.
         agreement: What they are to agree to.
         roster: The signed roster, as the file holds it.
-        names: Names of all sites of the roster.
+        names: Names of all sites of the roster as it is now.
         quorum: Smallest number of sites that a round takes.
         gather_s: Seconds to wait for the others before the first round, and for the quorum
             before any.
         log: The run's event log.
         sleep: Waits, seconds.
         clock: Tells seconds that never go back.
+        of_run: Names of the sites that may take part, of a run that goes on; None for all.
     """
 
     def __init__(
@@ -71,19 +103,29 @@ class Federation:
         log: EventLog,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        of_run: Collection[str] | None = None,
     ) -> None:
         self._line = line
         self._agreement = agreement.digest
         self._offer = Offer(canonical_json(agreement), roster)
-        self._names = tuple(sorted(names))
+        self._of_run = tuple(sorted(names if of_run is None else of_run))
+        self._names = tuple(name for name in self._of_run if name in names)
         self._quorum = quorum
         self._gather_s = gather_s
         self._log = log
         self._sleep = sleep
         self._clock = clock
+        self._offered: set[str] = set()  # and have not answered yet
         self._agreed: set[str] = set()
         self._refused: set[str] = set()
+        self._again: dict[str, float] = {}  # when they are asked again that may soon agree
+        self._why: dict[str, str] = {}  # code that was told last of each of them
+        self._changes: SimpleQueue[RosterChange] = SimpleQueue()
         self._missing: tuple[str, ...] | None = None
+
+    def renew(self, change: RosterChange) -> None:
+        """Go by another roster from the next look on; called from any thread."""
+        self._changes.put(change)
 
     def gather(self, wanted: Collection[str] = ()) -> None:
         """Wait until every site has answered the offer, or the quorum has and time is up.
@@ -99,10 +141,10 @@ class Federation:
         while waiting:
             self._meet()
             self._note_missing()
-            waiting -= self._agreed | self._refused
+            waiting &= set(self._names) - self._agreed - self._refused - self._again.keys()
             if not waiting or self._clock() >= until:
                 break
-            self._sleep(_LOOK_S)
+            self._nap()
         self._require(len(self._agreed))
 
     def sites(self) -> Sequence[str]:
@@ -120,7 +162,7 @@ class Federation:
             if self._clock() >= until or len(self._possible()) < self._quorum:
                 self._require(len(ready))
             self._note_missing()
-            self._sleep(_LOOK_S)
+            self._nap()
 
     def exchange(
         self, asks: Mapping[str, Ask], deadline: Deadline | None = None
@@ -132,22 +174,52 @@ class Federation:
         """Return the replies that came too late."""
         return self._line.take_late()
 
+    def _nap(self) -> None:
+        self._sleep(_OFFER_LOOK_S if self._offered else _LOOK_S)
+
     def _meet(self) -> set[str]:
         """Offer the run to who is online and was not asked yet; return who is online."""
-        online = set(self._line.sites())
-        new = sorted(online - self._agreed - self._refused)
+        while not self._changes.empty():
+            self._take(self._changes.get())
+        online = set(self._line.sites()) & set(self._names)
+        now = self._clock()
+        early = {name for name, when in self._again.items() if now < when}
+        self._offered &= online  # one that goes away and comes back may have lost it
+        new = sorted(online - self._agreed - self._refused - self._offered - early)
         if new:
-            deadline = Deadline(1.0, len(new), _OFFER_S)
-            for reply in self._line.offer(dict.fromkeys(new, self._offer), deadline):
+            self._line.offer(dict.fromkeys(new, self._offer), _OFFER_S)
+            self._offered |= set(new)
+        for reply in self._line.offer_replies():
+            self._offered.discard(reply.site)
+            if reply.site in self._names and reply.site not in self._agreed:
                 self._hear(reply)
         return online
+
+    def _take(self, change: RosterChange) -> None:
+        """Go by another roster: what sites with other keys said before counts no more."""
+        self._offer = Offer(self._offer.agreement, change.roster)
+        others = {*change.removed, *change.renewed}
+        self._names = tuple(name for name in self._of_run if name in change.sites)
+        self._agreed -= others
+        self._refused -= others
+        self._offered -= others
+        self._again.clear()  # it may be the one that they waited for
+        self._log.emit(
+            "roster.changed",
+            version=change.version,
+            removed=list(change.removed),
+            renewed=list(change.renewed),
+            added=list(change.added),
+        )
 
     def _hear(self, reply: OfferReply) -> None:
         problem = reply.refusal
         if problem is None and reply.agreement != self._agreement:
             problem = Problem("LF4413", "it agreed to something else", where=reply.site)
+        self._again.pop(reply.site, None)
         if problem is None:
             self._agreed.add(reply.site)
+            self._why.pop(reply.site, None)
             self._log.emit(
                 "site.agreed",
                 site=reply.site,
@@ -155,12 +227,18 @@ class Federation:
                 budget_left=reply.budget_left,
             )
             return
-        if problem.code not in _NOT_HEARD:  # it may have been restarted in between: ask again
+        if problem.code in _SOON:
+            self._again[reply.site] = self._clock() + _AGAIN_S
+            if self._why.get(reply.site) == problem.code:
+                return  # told before, and nothing has changed
+            self._why[reply.site] = problem.code
+        elif problem.code not in _NOT_HEARD:  # it may have been restarted in between: ask again
             self._refused.add(reply.site)
         self._log.emit("site.refused", site=reply.site, code=problem.code, why=problem.what)
 
     def _note_missing(self) -> None:
-        missing = tuple(n for n in self._names if n not in self._agreed | self._refused)
+        answered = self._agreed | self._refused | self._again.keys()
+        missing = tuple(name for name in self._names if name not in answered)
         if missing and missing != self._missing:
             self._log.emit("sites.awaited", sites=list(missing), agreed=sorted(self._agreed))
         self._missing = missing
@@ -187,3 +265,5 @@ class Federation:
 
 
 _NOT_HEARD = frozenset({"LF5303", "LF5304", "LF5306"})
+# Somebody is changing a key or a roster, at the site or here, and is not done yet.
+_SOON = frozenset({"LF4175", "LF4176", "LF4414", "LF4512"})

@@ -117,8 +117,14 @@ class Jobs:
                 path.unlink(missing_ok=True)
                 raise self._not_running()
             time.sleep(_LOOK_S)
+        return self._take(path)
+
+    def _take(self, path: Path) -> dict[str, Any]:
+        """Take the result of a job."""
+        result = path.with_suffix(".result")
         with reading(result):
             content = result.read_bytes()
+        path.unlink(missing_ok=True)  # first: a job without a result is one to do
         result.unlink(missing_ok=True)
         found = strict_json(content)
         if not isinstance(found, dict):
@@ -135,8 +141,14 @@ class Jobs:
         return self._folder / f"{secrets.token_hex(8)}.yaml"
 
     def waiting(self) -> Iterator[tuple[str, Job]]:
-        """Yield name and content of the jobs that wait, the oldest first; remove what is none."""
+        """Yield name and content of the jobs that wait, the oldest first; remove what is none.
+
+        One that has a result was done by a coordinator that was killed before it removed the job.
+        """
         for path in sorted(self._folder.glob("*.job")):
+            if path.with_suffix(".result").exists():
+                path.unlink(missing_ok=True)
+                continue
             try:
                 job = decode(Job, strict_json(path.read_bytes()))
             except (ValueError, OSError):
@@ -145,10 +157,11 @@ class Jobs:
             yield path.name, job
 
     def done(self, name: str, result: Mapping[str, Any]) -> None:
-        """Write a job's result for whoever waits for it."""
+        """Write a job's result for whoever waits for it; who gave up has taken the job back."""
         path = self._folder / name
-        write_atomic(path.with_suffix(".result"), canonical_json(dict(result)))
-        path.unlink(missing_ok=True)
+        if path.exists():
+            write_atomic(path.with_suffix(".result"), canonical_json(dict(result)))
+            path.unlink(missing_ok=True)
 
     def _require_running(self) -> None:
         if not self._is_running():

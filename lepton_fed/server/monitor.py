@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
+from ipaddress import ip_address
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -32,6 +33,7 @@ __all__ = ["Monitor"]
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10800)
 _CODE = re.compile(r"LF[1-6][0-9]{3}")
 _OWN_CODE = re.compile(r"LF44[0-9]{2}|LF530[0-9]")  # that the coordinator itself gives
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:]+\]|[^][:]+)(:[0-9]{1,5})?", re.IGNORECASE)
 _MOST_CODES = 64
 _OTHER = "other"
 _PATIENCE_S = 10.0
@@ -126,6 +128,10 @@ class Monitor:
             "lepton_fed_run_rounds", "Rounds that the present or last run has.", registry=own
         )
         self._running = Gauge("lepton_fed_run_running", "1 while a run goes on.", registry=own)
+        self._certificate = Gauge(
+            "lepton_fed_certificate_expires_timestamp_seconds",
+            "When the TLS certificate in use is valid no more.", registry=own,
+        )  # fmt: skip
         self._info = Info("lepton_fed_run", "The present or last run.", registry=own)
         build = Info("lepton_fed_build", "The coordinator's version.", registry=own)
         build.info({"version": version("lepton-fed")})
@@ -149,6 +155,14 @@ class Monitor:
                 take(event)
             except Exception:  # noqa: BLE001 - who only watches must not end the run
                 _log.exception("monitor: %s was not counted", event["event"])
+
+    def certificate_ends(self, timestamp: float) -> None:
+        """Note until when the TLS certificate in use is valid.
+
+        Args:
+            timestamp: Seconds since the epoch.
+        """
+        self._certificate.set(timestamp)
 
     def failed(self, code: str) -> None:
         """Note what ended a run, also one that had no event yet.
@@ -217,6 +231,9 @@ class Monitor:
         return float(self._look()[0])
 
     def _answer(self, environment: Environment, start: StartResponse) -> Iterable[bytes]:
+        if not _is_loopback(environment.get("HTTP_HOST", "")):
+            said = b"only this machine's own names: 127.0.0.1, ::1, localhost\n"
+            return _said(start, "421 Misdirected Request", said)
         path = environment.get("PATH_INFO", "")
         if environment.get("REQUEST_METHOD") != "GET":
             return _said(start, "405 Method Not Allowed", b"only GET\n", ("Allow", "GET"))
@@ -340,6 +357,22 @@ def _said(
     plain = [] if "Content-Type" in dict(headers) else [("Content-Type", "text/plain")]
     start(status, [*plain, *headers, ("Content-Length", str(len(body)))])
     return [body]
+
+
+def _is_loopback(host: str) -> bool:
+    """Return whether a request's Host is a loopback address or localhost, whatever its port.
+
+    A web page whose name was made to point here (DNS rebinding) asks under that name. Who sends no
+    Host is no browser.
+    """
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return not host
+    name = found["name"].lower()
+    try:
+        return name == "localhost" or ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _timestamp(event: Event) -> float:

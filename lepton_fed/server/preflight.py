@@ -9,8 +9,9 @@ from lepton_fed.core.ring import RingEncoding
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.certificates import check_certificate
-from lepton_fed.identity.keys import load_private_key, read_key_file
+from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.roster import read_roster
+from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.intake import plan_encoding
@@ -42,8 +43,8 @@ def check_server(conf: ServerConf) -> Checklist:
     )
     checks.add(
         "certificate key",
-        lambda: read_key_file(Path(conf.tls.key), private=True),
-        lambda _: "only its owner reads it",
+        lambda: load_server_certificate(Path(conf.tls.certificate), Path(conf.tls.key)),
+        lambda _: "the certificate's; only its owner reads it",
     )
     return checks
 

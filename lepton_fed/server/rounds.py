@@ -190,6 +190,7 @@ class Coordinator:
             record.seconds = self._clock() - begun
             digest.add_round(number, contributors, vector_digest(self._layout, model))
             standing = Standing(number, model, state, digest.value, record)
+            self._log.sync()  # a checkpoint without the log that leads to it is refused
             # On disk before it is told: a kill in between tells it again, never takes it back.
             standing.save(self._folder, self._task.digest, self._layout.digest)
             self._laps.done("checkpoint")
@@ -239,7 +240,7 @@ class Coordinator:
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
         intake = Intake(self._strategy, self._layout, self._task, number, max(1, len(cohort)),
-                         len(self._record.sites), self._folder.path / "spill")  # fmt: skip
+                         len(self._record.sites), self._folder.spill)  # fmt: skip
         evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
         self._record.sent_bytes = len(cohort) * _bytes_of(ask.vectors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,20 @@ from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.export.bundle import verify_bundle
 from lepton_fed.flower.superlink import Grid, SuperLink
-from lepton_fed.flower.transport import GridTransport, Seals
-from lepton_fed.identity.certificates import check_certificate
+from lepton_fed.flower.transport import GridTransport
 from lepton_fed.identity.keys import load_private_key
-from lepton_fed.identity.node_key import node_public_pem
-from lepton_fed.identity.roster import Roster, read_roster
-from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
 from lepton_fed.runs.summary import RunSummary
-from lepton_fed.server.execution import execute, recorded
-from lepton_fed.server.federation import Federation
+from lepton_fed.server.execution import Left, execute, left, recorded
+from lepton_fed.server.federation import Federation, RosterChange
 from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.jobs import Job, Jobs
 from lepton_fed.server.monitor import Monitor
 from lepton_fed.server.ongoing import Ongoing, OngoingRun, run_digest_of_conf
 from lepton_fed.server.push import push_bundle
+from lepton_fed.server.renewal import CertificateInUse, Members, RosterInUse, Watcher
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.build import build_strategy
@@ -46,8 +44,9 @@ __all__ = ["Finished", "Service", "address_of", "serve"]
 _LOOK_S = 0.5
 _PUSH_S = 120.0
 
-_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210"})
-"""A disk or Flower's SuperLink failed: nothing can be done in this process any more."""
+_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5220"})
+"""A disk or Flower's SuperLink failed, or another process holds the run's event log: nothing can be
+done in this process any more."""
 
 _ABSENT = frozenset({"LF5001", "LF5004"})
 """The sites are not there: a later start may find them."""
@@ -85,7 +84,8 @@ def serve(
     time, and every run costs the sites of their budget.
 
     What a new start may mend ends the service, so that the system starts it again and the run goes
-    on: a full disk, a database that is damaged or locked, sites that are not there. What only a
+    on: a full disk, a database that is damaged or locked, an event log that another process holds,
+    sites that are not there. What only a
     person can mend is told, and the service stays.
 
     Args:
@@ -103,9 +103,9 @@ def serve(
     """
     service = Service(loaded.conf, listeners)
     with service.jobs.owned():
+        turns = _turns(service, loaded, once=once, new=new, resume=resume)
         service.open()
         try:
-            turns = _turns(service, loaded, once=once, new=new, resume=resume)
             _work(service, turns, once=once, told=told, stop=stop or threading.Event())
         finally:
             service.close()
@@ -124,6 +124,7 @@ def _turns(
     service: Service, loaded: Loaded[ServerConf], *, once: bool, new: bool, resume: str
 ) -> list[_Turn]:
     """Return what to run before what is asked for: what was interrupted, then the conf's run."""
+    ongoing = _interrupted(service, named=new or bool(resume))
     if resume:
         folder = find_run(resume, Path(loaded.conf.runs))
         if folder.read_summary() is not None:
@@ -131,10 +132,12 @@ def _turns(
                 Problem("LF4217", "this run is finished", where=str(folder.path),
                         remedy="resume one that is not: lepton-fed runs list")
             )  # fmt: skip
-        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder)]
+        same = ongoing is not None and Path(ongoing.folder) == folder.path.absolute()
+        job = ongoing.job if ongoing is not None and same else ""
+        return [_Turn(load_conf(folder.conf, [], kind=ServerConf), folder, job)]
     turns: list[_Turn] = []
     mine = run_digest_of_conf(loaded.conf)
-    ongoing, done = service.ongoing.run(), service.ongoing.done()
+    done = None if once or new else service.ongoing.done()
     if ongoing is not None and not new:
         folder = RunFolder(Path(ongoing.folder))
         if ongoing.job:
@@ -146,13 +149,39 @@ def _turns(
                 "server.left run %s was interrupted under another conf and is left as it is; "
                 "lepton-fed server --resume %s goes on with it", folder.name, folder.name,
             )  # fmt: skip
-    if done is not None and done.conf == mine and not (once or new):
+    if done is not None and done.conf == mine:
         _log.info(
             "server.done this conf's run is finished: %s; --new or `lepton-fed runs submit` runs "
             "it again", done.folder,
         )  # fmt: skip
         return turns
     return [*turns, _Turn(loaded)]
+
+
+def _interrupted(service: Service, *, named: bool) -> OngoingRun | None:
+    """Return the run that was interrupted; tell whoever gave it, if it is over.
+
+    Args:
+        service: The coordinator.
+        named: Whether a person said what to run, so that it need not be known.
+    """
+    try:
+        found = service.ongoing.run()
+    except Refused:
+        if not named:
+            raise
+        return None
+    if found is None or found.result is None:
+        return found
+    _answer(service, found.job, found.result)
+    return None
+
+
+def _answer(service: Service, job: str, result: dict[str, Any]) -> None:
+    """Tell a job's giver what came of it; a kill in between repeats this, and not the job."""
+    service.ongoing.answer(job, result)
+    service.jobs.done(job, result)
+    service.ongoing.end(job)
 
 
 def _work(
@@ -166,7 +195,7 @@ def _work(
     with service.channel() as grid:
         for turn in turns:
             if turn.job:
-                service.jobs.done(turn.job, _execute(service, turn, grid, told))
+                _answer(service, turn.job, _execute(service, turn, grid, told))
                 continue
             try:
                 told(service.run(turn, grid))
@@ -177,7 +206,7 @@ def _work(
                 _tell(turn.loaded, error)
         while not once and not stop.is_set():
             for name, job in service.jobs.waiting():
-                service.jobs.done(name, _do(service, name, job, grid, told))
+                _answer(service, name, _do(service, name, job, grid, told))
             stop.wait(_LOOK_S)
 
 
@@ -199,7 +228,7 @@ def _do(
 def _execute(
     service: Service, turn: _Turn, grid: Grid, told: Callable[[Finished], None]
 ) -> dict[str, Any]:
-    """Execute the run of a job; whoever asked is told of a failure, so it is not gone on with."""
+    """Execute the run of a job; a failure is its result, unless a new start may mend it."""
     try:
         finished = service.run(turn, grid)
         told(finished)
@@ -207,7 +236,6 @@ def _execute(
     except LeptonError as error:
         if error.code in _BROKEN:
             raise
-        service.ongoing.end()
         return _failed(error)
 
 
@@ -233,16 +261,24 @@ class Service:
 
     def __init__(self, conf: ServerConf, listeners: tuple[Listener, ...]) -> None:
         self._conf = conf
-        self.monitor = Monitor(self._online, lambda: list(self._keys))
+        self.monitor = Monitor(self._online, lambda: list(self._roster.keys))
         self._listeners: tuple[Listener, ...] = (*listeners, self.monitor)
-        self._keys: dict[str, bytes] = {}  # of the roster's nodes, by name, as last read
         self._key: PrivateKey = load_private_key(Path(conf.signing_key))
         self._state = Path(conf.state)
         self.jobs = Jobs(self._state)
         self.ongoing = Ongoing(self._state)
-        self._roster()
-        check_certificate(Path(conf.tls.certificate), None)
+        self._roster = RosterInUse(Path(conf.roster), self._key)
+        self._certificate = CertificateInUse(
+            Path(conf.tls.certificate),
+            Path(conf.tls.key),
+            Path(conf.tls.ca),
+            self.monitor.certificate_ends,
+        )
         self._link: SuperLink | None = None
+        self._watcher = Watcher(
+            lambda: self._certificate.look(self._opened().show),
+            lambda: self._roster.look(self._opened()),
+        )
 
     def open(self) -> None:
         """Start to listen."""
@@ -255,11 +291,13 @@ class Service:
             Path(conf.tls.key),
             self._state / "flower.sqlite",
         )
-        self._link.start(self._node_keys(self._roster()[0]))
+        self._link.start(self._roster.keys)
+        self._watcher.start()
         _log.info("listening on %s", conf.listen)
 
     def close(self) -> None:
         """Listen no more."""
+        self._watcher.stop()
         self.monitor.close()
         if self._link is not None:
             self._link.stop()
@@ -277,11 +315,15 @@ class Service:
         conf, folder = turn.loaded.conf, turn.folder
         summary = folder.read_summary() if folder else None
         if folder and summary:  # it was killed between its last two writes
-            self.ongoing.end()
+            self._end(turn)
             return Finished(folder, summary)
         strategy = build_strategy(conf.strategy)
         kit = build_kit(conf.task, conf.seed)
-        line, names, roster = self._line(grid)
+        line, members = self._line(grid)
+        # One that goes on has the sites it began with: who came since then takes part in the next.
+        begun = left(folder) if folder else None
+        of_run = sorted(begun.sites if begun else members.nodes)
+        names = [name for name in of_run if name in members.nodes]
         if len(names) < conf.rounds.quorum:
             raise Refused(
                 Problem("LF4216", f"the roster has {len(names)} sites, the quorum is "
@@ -289,7 +331,7 @@ class Service:
                         remedy="enrol the sites: lepton-fed keys enrol NAME.enrol.json")
             )  # fmt: skip
         if strategy.server.needs == "sum":
-            plan_encoding(conf.task, conf.rounds.cohort_size(len(names)))
+            plan_encoding(conf.task, conf.rounds.cohort_size(len(of_run)))
         if folder is None:
             text = turn.loaded.resolved_yaml()
             folder = RunFolder.create(Path(conf.runs), conf.task.name, text)
@@ -300,28 +342,44 @@ class Service:
         )
         with recorded(EventLog(folder.events, self._listeners)) as log:
             sites = Federation(
-                line, agreement, roster, names, conf.rounds.quorum, conf.gather_s, log
+                line,
+                agreement,
+                members.content,
+                names,
+                conf.rounds.quorum,
+                conf.gather_s,
+                log,
+                of_run=of_run,
             )
 
+            def renew(now: Members, change: RosterChange) -> None:
+                line.renew(now.nodes, now.seals)
+                sites.renew(change)
+
             def rounds(coordinator: Coordinator, standing: Standing) -> Outcome:
-                # One that goes on waits for those it had, as if nothing had happened.
-                sites.gather(standing.record.contributors)
-                return coordinator.run(sites, standing)
+                with self._roster.followed(members, renew):
+                    sites.gather(_awaited(begun, standing))
+                    return coordinator.run(sites, standing)
 
             _, summary = execute(
                 conf,
                 strategy,
                 kit,
                 agreement,
-                names,
+                of_run,
                 folder,
                 log,
                 rounds,
                 one_kind_of_device=False,
                 pace=Pace(conf.patience),
             )
-        self.ongoing.end()
+        self._end(turn)
         return Finished(folder, summary)
+
+    def _end(self, turn: _Turn) -> None:
+        """Write down that a run is finished; that of a job is when its giver is told."""
+        if not turn.job:
+            self.ongoing.end()
 
     def push(self, folder: Path, grid: Grid) -> dict[str, Any]:
         """Hand a bundle to every site of the roster that is online.
@@ -333,45 +391,39 @@ class Service:
             LeptonError: The bundle is not whole, or not signed by this coordinator.
         """
         bundle = verify_bundle(folder, self._key.public_key())
-        line, names, _ = self._line(grid)
+        line, members = self._line(grid)
         online = set(line.sites())
-        deadline = Deadline(1.0, len(names), _PUSH_S)
-        outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
+        deadline = Deadline(1.0, len(members.nodes), _PUSH_S)
+        with self._roster.followed(members, lambda now, _: line.renew(now.nodes, now.seals)):
+            outcomes = push_bundle(bundle, sorted(online), lambda steps: line.push(steps, deadline))
         found: dict[str, Any] = {name: asdict(outcome) for name, outcome in outcomes.items()}
-        for name in sorted(set(names) - online):
+        for name in sorted(set(members.nodes) - online):
             found[name] = {"absent": True}
         return {"version": bundle.manifest.version, "task": bundle.manifest.task, "sites": found}
 
-    def _line(self, grid: Grid) -> tuple[GridTransport, list[str], bytes]:
+    def _line(self, grid: Grid) -> tuple[GridTransport, Members]:
         """Return what reaches the sites of the roster as it is now."""
-        roster, content = self._roster()
-        link = self._opened()
-        keys = self._node_keys(roster)
-        link.enrol(keys)
-        nodes = link.nodes(keys)
-        identities = {
-            member.name: PublicKey.from_public_bytes(bytes.fromhex(member.identity))
-            for member in roster.sites
-        }
-        seals = Seals(self._key, identities)
-        return GridTransport(grid, nodes, seals=seals), sorted(nodes), content
-
-    def _roster(self) -> tuple[Roster, bytes]:
-        path = Path(self._conf.roster)
-        roster = read_roster(path, self._key.public_key())
-        return roster, path.read_bytes()
-
-    def _node_keys(self, roster: Roster) -> dict[str, bytes]:
-        self._keys = {member.name: node_public_pem(member.node_key) for member in roster.sites}
-        return self._keys
+        members = self._roster.take(self._opened())
+        return GridTransport(grid, members.nodes, seals=members.seals), members
 
     def _online(self) -> list[str]:
-        return self._opened().online(self._keys)
+        return self._opened().online(self._roster.keys)
 
     def _opened(self) -> SuperLink:
         if self._link is None:
             raise RuntimeError("open() comes first")
         return self._link
+
+
+def _awaited(begun: Left | None, standing: Standing) -> Collection[str]:
+    """Return whom a run waits for before it draws the next cohort; nobody named stands for all.
+
+    One that goes on waits for all it had, as if nothing had happened. Before the end of the first
+    round that is everybody: a new run would have waited for them too.
+    """
+    if begun is None or not standing.round_number:
+        return ()
+    return begun.agreed | set(standing.record.sites)
 
 
 def address_of(address: str) -> tuple[str, int]:

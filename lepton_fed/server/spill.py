@@ -1,4 +1,8 @@
-"""Updates on disk, for strategies that must see single ones: memory stays at one slice a site."""
+"""Updates on disk, for strategies that must see single ones: memory stays at one slice a site.
+
+What single sites sent is nobody else's: only the coordinator's own account can read it, whatever
+its umask.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,8 @@ class Spill:
     def __init__(self, folder: Path, round_number: int, size: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # a killed round's leavings
         with writing(folder):
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
         self._folder = folder
         self._round = round_number
         self._size = size
@@ -52,6 +57,7 @@ class Spill:
             path = self._path(site, name)
             with writing(path):
                 vector.astype("<f4", copy=False).tofile(path)
+                path.chmod(0o600)
         self._weights[site] = weight
 
     def weight(self, site: str) -> float:

@@ -20,18 +20,12 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from lepton_fed.clients.bundles import BundleStore
-from lepton_fed.clients.receipts import Receipts
-from lepton_fed.config.load import load_conf
-from lepton_fed.config.schema import ClientConf
-from lepton_fed.export.bundle import verify_bundle
-from lepton_fed.identity.keys import load_public_key
-from lepton_fed.privacy.ledger import Ledger
 from tests.e2e.federation import SITES, Deployment, lepton
 from tests.faults.proxy import Line
+from tests.faults.records import Records
 from tests.faults.rows import Fault
 
-__all__ = ["CLOCKED", "RESTART_S", "Mark", "Part", "Running"]
+__all__ = ["CLOCKED", "MODULES", "RESTART_S", "Event", "Mark", "Part", "Running", "child", "stamp"]
 
 Part = Literal["supervisor", "supernode", "trainer"]
 Event = dict[str, Any]
@@ -43,7 +37,7 @@ CLOCKED = "north"
 RESTART_S = 5.0
 """RestartSec of the service manager that these tests stand in for."""
 
-_MODULES = {"supernode": "lepton_fed.flower.supernode", "trainer": "lepton_fed.clients.trainer"}
+MODULES = {"supernode": "lepton_fed.flower.supernode", "trainer": "lepton_fed.clients.trainer"}
 _SLACK_S = 6.0  # two cores, a coordinator and nine other processes on them
 _LOOK_S = 0.2
 _FIRST_S = 240.0
@@ -77,6 +71,7 @@ class Running(Deployment):
     def __init__(self, root: Path, patience: float = 1.0, rounds: int = ROUNDS) -> None:
         super().__init__(root, f"rounds.count={rounds}", "rounds.quorum=1")
         self.patience = patience
+        self.first = ("rounds.count=1", "rounds.quorum=3")
         self.lines = {name: Line(self.port) for name in ("north", "south")}  # east goes straight
         self._keeping: dict[str, threading.Event] = {}
         self._found: list[Event] = []
@@ -150,7 +145,7 @@ class Running(Deployment):
 
     def start_all(self) -> None:
         """Start everything, give each site a bundle, and begin the long run."""
-        wanted, self.task = self.task, ("rounds.count=1", "rounds.quorum=3")
+        wanted, self.task = self.task, self.first
         self.start("coordinator")
         for name in SITES:
             self.start_site(name)
@@ -189,10 +184,14 @@ class Running(Deployment):
 
     def pid(self, site: str, part: Part) -> int:
         """Return the process of a part of a site, once there is one."""
-        parent = self.processes[site].pid
-        if part == "supervisor":
-            return parent
-        return int(self.wait_for(f"{part} of {site}", lambda: child(parent, _MODULES[part]), 60))
+        return int(self.wait_for(f"{part} of {site}", lambda: self.find(site, part), 60))
+
+    def find(self, site: str, part: Part) -> int:
+        """Return the process of a part of a site; 0 when there is none."""
+        service = self.processes[site]
+        if service.poll() is not None:
+            return 0
+        return service.pid if part == "supervisor" else child(service.pid, MODULES[part])
 
     def pids(self, site: str) -> list[int]:
         """Return all processes of a site."""
@@ -233,7 +232,8 @@ class Running(Deployment):
 
     def mend(self) -> None:
         """Take back every fault that a test may have left."""
-        if "coordinator" not in self.processes:
+        coordinator = self.processes.get("coordinator")
+        if coordinator is None or coordinator.poll() is not None:
             self.start("coordinator")
         for name in SITES:
             (self.faults(name) / "broken").unlink(missing_ok=True)
@@ -373,42 +373,22 @@ class Running(Deployment):
 
     def records_hold(self, site: str) -> None:
         """Assert that receipts, ledger and bundle are whole, and cover what was accepted."""
-        state = self.root / "state" / site
-        conf = load_conf(self.root / f"{site}.yaml", [], kind=ClientConf).conf
         accepted = [  # before the receipts are read: the site goes on
             e for e in self.events() if e["event"] == "reply.accepted" and e["site"] == site
         ]
-        left: dict[tuple[str, int], list[float]] = {}
-        for receipt in Receipts(state / "receipts").read():
-            if receipt.vectors:
-                norms = left.setdefault((receipt.run, receipt.round), [])
-                norms.append(receipt.vectors["delta"].norm_after)
+        records = self.records(site)
+        left = records.left()
         for event in accepted:
-            norms = left.get((event["run"], event["round"]), [])
-            assert any(abs(norm - event["norm"]) < 1e-4 for norm in norms), event
-        self._ledger_holds(state, conf, left)
-        store = BundleStore(
-            state / "bundles", load_public_key(self.root / conf.coordinator_key), conf.policy
-        )
-        verify_bundle(store.in_force(), load_public_key(self.root / conf.coordinator_key))
+            updates = left.get((event["run"], event["round"]), {}).values()
+            assert any(abs(u.norm - event["norm"]) < 1e-4 for u in updates), event
+        charged = records.charged()
+        for key, each in left.items():
+            assert charged[key] >= len(each), f"{key} left and was not charged"
+        records.bundle_holds()
 
-    def _ledger_holds(
-        self, state: Path, conf: ClientConf, left: dict[tuple[str, int], list[float]]
-    ) -> None:
-        copy = state / "ledger.copy"
-        shutil.copy(state / "ledger.jsonl", copy)  # the site holds the lock of its own
-        lines = [json.loads(line) for line in copy.read_text().split("\n")[:-1]]
-        budget = conf.budget
-        Ledger(
-            copy, dataset=lines[0]["dataset"], epsilon=budget.epsilon, delta=budget.delta
-        ).close()
-        copy.unlink()
-        charged: dict[tuple[str, int], int] = {}
-        for line in lines:
-            key = (line["about"]["run"], line["about"]["round"])
-            charged[key] = charged.get(key, 0) + 1
-        for key, norms in left.items():
-            assert charged.get(key, 0) >= len(norms), f"{key} left and was not charged"
+    def records(self, site: str) -> Records:
+        """Return what a site has written down."""
+        return Records(self.root, site)
 
     def survived(self, mark: Mark, **lost: int) -> None:
         """Assert what holds after every fault of sites, once it is over.

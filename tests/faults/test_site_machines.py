@@ -57,7 +57,7 @@ def test_a_machine_that_slept_and_one_whose_clock_was_off_take_part_again(
     sees="site: the import's traceback, `trainer.died status=1`; coordinator: `reply.refused` "
     "LF5311",
     lost="its contribution to the rounds until the install is mended",
-    normal_s=25,
+    normal_s=40,
 )
 @fault(
     name="the SuperNode cannot be started (broken install)",

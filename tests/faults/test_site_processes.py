@@ -20,7 +20,7 @@ Rows = tuple[Fault, ...]
     sees="site: `connection.ended status=-9`, `connection.refused` until the coordinator lets it "
     "in again, `connection.up`; coordinator: `reply.refused` LF5303",
     lost="its contribution to one round",
-    normal_s=30,
+    normal_s=40,
 )
 @fault(
     name="the site's service is killed (`kill -9`); worker and supervisor are one process",
@@ -28,7 +28,7 @@ Rows = tuple[Fault, ...]
     sees="site: `site.started`, `connection.up`, after the service manager's restart; coordinator: "
     "`reply.refused` LF5303",
     lost="its contribution to one round",
-    normal_s=35,
+    normal_s=45,
 )
 def test_a_killed_supernode_and_a_killed_service_come_back(running: Running, rows: Rows) -> None:
     mark = running.mark()
@@ -82,10 +82,10 @@ def test_a_supernode_that_ends_and_a_killed_training_process_are_replaced(
 @fault(
     name="the training process hangs: stopped, deadlocked, waiting for a dead disk",
     where="site",
-    sees="site: `trainer.killed training hung` after a minute; coordinator: `reply.refused` "
-    "LF5306, then `reply.late`",
-    lost="its contribution to the rounds of that minute",
-    normal_s=95,
+    sees="site: `trainer.killed training took longer than ...` when the round's time is over, or "
+    "`training hung` after a minute; coordinator: `reply.refused` LF5306, then `reply.late`",
+    lost="its contribution to one or two rounds",
+    normal_s=50,
 )
 def test_what_hangs_is_ended_and_the_site_takes_part_again(running: Running, rows: Rows) -> None:
     mark = running.mark()
@@ -93,10 +93,10 @@ def test_what_hangs_is_ended_and_the_site_takes_part_again(running: Running, row
     (hung,) = running.signal(EAST, signal.SIGSTOP, "trainer")
     running.normal((SOUTH, rows[0]), (EAST, rows[1]))
     running.told(mark, SOUTH, "connection.hung")
-    running.told(mark, EAST, "trainer.killed training hung")
+    running.told(mark, EAST, "trainer.killed training ")
     running.happened(mark, "reply.refused", site=EAST, code="LF5306")
     assert running.pid(EAST, "trainer") != hung
-    running.survived(mark, south=2, east=5)
+    running.survived(mark, south=2, east=2)
 
 
 @fault(
@@ -104,8 +104,8 @@ def test_what_hangs_is_ended_and_the_site_takes_part_again(running: Running, row
     where="site",
     sees="site, after the service manager's restart: `connection.refused` until the coordinator "
     "lets it in again, `connection.up`; coordinator: `reply.refused` LF5303",
-    lost="its contribution to one round",
-    normal_s=45,
+    lost="its contribution to one or two rounds",
+    normal_s=60,
 )
 def test_a_site_that_is_killed_as_a_whole_comes_back(running: Running, rows: Rows) -> None:
     mark = running.mark()
@@ -114,7 +114,7 @@ def test_a_site_that_is_killed_as_a_whole_comes_back(running: Running, rows: Row
             os.kill(pid, signal.SIGKILL)
     running.normal((NORTH, rows[0]))
     running.told(mark, NORTH, "connection.up")
-    running.survived(mark, north=1)
+    running.survived(mark, north=2)
 
 
 def alive(pid: int) -> bool:

@@ -3,60 +3,91 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 
 from tests.e2e.federation import SITES
 from tests.faults.rows import Fault, fault
-from tests.faults.running import Running
+from tests.faults.running import Event, Mark, Running
 
-AWAY_S = 20.0
+EAST = "east"
+AWAY_S = 10.0
 Rows = tuple[Fault, ...]
 
 
-def restarts(running: Running, *, forget: bool = False, away_s: float = AWAY_S) -> None:
-    """Kill the coordinator and start it again after a while, perhaps without its memory."""
-    running.kill("coordinator")
-    time.sleep(away_s)
-    if forget:
-        shutil.rmtree(running.root / "state" / "coordinator")
-    running.start("coordinator")
+def answered_by_all_but_one(running: Running) -> Event:
+    """Hold a round up in which the others have answered, and return its beginning."""
+    running.signal(EAST, signal.SIGSTOP, "trainer")
+    others = set(SITES) - {EAST}
+
+    def found() -> Event | None:
+        events = running.events()
+        newest = max(i for i, event in enumerate(events) if event["event"] == "round.started")
+        since = [event for event in events[newest:] if event["event"] == "reply.accepted"]
+        return events[newest] if others == {event["site"] for event in since} else None
+
+    return dict(running.wait_for("a round that waits for one site", found, 60))
+
+
+def goes_on(running: Running, mark: Mark, begun: Event) -> None:
+    """Assert that the run goes on with the round it was in, which costs no site a second time."""
+    run, number = begun["run"], begun["round"]
+    resumed = running.happened(mark, "run.resumed")
+    assert (resumed["run"], resumed["round"]) == (run, number - 1), "no finished round is lost"
+    (closed,) = running.since(mark, "round.closed", run=run, round=number)
+    assert set(closed["sites"]) == set(SITES)
+    for site in SITES:
+        running.told(mark, site, "connection.up")
+        running.records_hold(site)
+        records = running.records(site)
+        (update,) = records.left()[run, number].values()
+        assert records.charged()[run, number] == 1, "what is asked twice is trained once"
+        assert update.times == 2 or site == EAST, "the answer of before was sent again"
 
 
 @fault(
     name="the coordinator is killed and started again: its sites",
     where="coordinator",
-    sees="sites: `connection.failed the coordinator cannot be reached`, later `connection.up`",
-    lost="the round in progress",
+    sees="sites: `connection.failed the coordinator cannot be reached`, later `connection.up`; "
+    "coordinator: `run.resumed`",
+    lost="nothing: the round in progress is done again, and a site that had trained for it sends "
+    "the same answer again, at no further cost (its receipt says `sent again`)",
     normal_s=60,
 )
 def test_sites_find_a_coordinator_that_was_killed_again(running: Running, rows: Rows) -> None:
-    mark = running.mark()
     pids = {site: running.pid(site, "supervisor") for site in SITES}
-    restarts(running)
+    begun = answered_by_all_but_one(running)
+    mark = running.mark()
+    running.kill("coordinator")
+    running.free(EAST)
+    time.sleep(AWAY_S)
+    running.start("coordinator")
     running.normal(*((site, rows[0]) for site in SITES))
+    goes_on(running, mark, begun)
     for site in SITES:
         running.told(mark, site, "connection.failed the coordinator cannot be reached")
-        running.told(mark, site, "connection.up")
         assert running.pid(site, "supervisor") == pids[site]
-        running.records_hold(site)
 
 
 @fault(
     name="the coordinator is set up anew, on an empty state folder: its sites",
     where="coordinator",
-    sees="sites: `connection.refused ... it was set up anew`, `connection.ended status=0`, "
-    "`connection.up`",
-    lost="the round in progress",
+    sees="sites: `connection.refused ... it was set up anew`, `connection.ended`, `connection.up`",
+    lost="which run was in progress: `lepton-fed server --resume RUN` goes on with it, and then "
+    "nothing is lost",
     normal_s=60,
 )
 def test_sites_find_a_coordinator_without_memory_again(running: Running, rows: Rows) -> None:
+    begun = answered_by_all_but_one(running)
     mark = running.mark()
-    restarts(running, forget=True, away_s=3)
+    running.kill("coordinator")
+    running.free(EAST)
+    shutil.rmtree(running.root / "state" / "coordinator")
+    running.start("coordinator", "--resume", begun["run"])
     running.normal(*((site, rows[0]) for site in SITES))
+    goes_on(running, mark, begun)
     for site in SITES:
-        running.told(mark, site, "connection.ended status=0")
-        running.told(mark, site, "connection.up")
-        running.records_hold(site)
+        running.told(mark, site, "connection.ended status=")
 
 
 @fault(

@@ -340,3 +340,13 @@ def test_the_demo_says_how_long_the_runs_were_that_it_compares(
     )
     demo._show(done, Path("demo"))
     assert "without DP  e  (two simulations of 7 rounds: equal)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("--resume", ""), ("--resume", "last", "--new")])
+def test_a_coordinator_is_not_told_to_go_on_with_nothing_or_with_two_things(
+    project: Path, words: tuple[str, ...]
+) -> None:
+    done = run("server", "--conf", str(project / "conf" / "server.yaml"), *words)
+    assert done.exit_code == 2
+    assert "LF1058" in done.output
+    assert not (project / "state").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from lepton_fed.config.schema import (
 )
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.core.task import Column, DataContract, ModelSpec, Target, Task, TrainingSpec
+from lepton_fed.identity.certificates import make_certificates
 from lepton_fed.identity.keys import generate_key, load_private_key
 from lepton_fed.identity.node_key import generate_node_key
 from lepton_fed.identity.roster import Member, Roster, enrol, roster_file, write_roster
@@ -167,7 +169,8 @@ class Parties:
         self.folder = folder
         for name in ("coordinator", "north"):
             generate_key(folder / f"{name}.pem")
-        (folder / "ca.crt").write_text("a certificate")
+        make_certificates(folder / "tls", [])
+        shutil.copy(folder / "tls" / "ca.crt", folder)
         self.coordinator = load_private_key(folder / "coordinator.pem")
         self.identity = load_private_key(folder / "north.pem").public_key()
         self.node_key = generate_node_key(folder / "north.node")

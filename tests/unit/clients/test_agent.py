@@ -295,7 +295,8 @@ def test_a_changed_roster_waits_for_a_person_and_needs_no_restart(build, offer, 
     assert refusal.code == "LF4176"
     assert site.child.begun == []
     coordinator = parties.coordinator.public_key()
-    PinnedRoster(Path(conf.roster), Path(conf.state), coordinator, False).accept()
+    pinned = PinnedRoster(Path(conf.roster), Path(conf.state), coordinator, False)
+    pinned.accept(pinned.offered())
     assert site.offered(offer(roster=newer)).refusal is None
     assert site.offered(offer()).refusal.code == "LF4175", "an older one is never taken again"
 
@@ -328,6 +329,21 @@ def test_a_site_that_was_restarted_goes_on_with_the_run(build, offer):
     site, ask = build(), ask_for(agreement_for(), 2)
     assert site.asked(ask).refusal is None
     assert site.child.begun == [agreement_for()]
+
+
+def test_agreements_of_runs_long_over_are_forgotten_and_one_that_is_offered_anew_is_kept(
+    build, offer, conf, monkeypatch
+):
+    monkeypatch.setattr(agent_module, "_MOST_AGREED", 3)
+    one = build()
+    runs = [agreement_for(run=f"run-{number}") for number in range(5)]
+    for agreement in [*runs[:3], runs[0], *runs[3:]]:
+        assert one.offered(offer(agreement)).refusal is None
+    assert kept(conf) == sorted(f"{runs[number].digest}.json" for number in (0, 3, 4))
+    for site in (one, build()):
+        for number, agreement in enumerate(runs):
+            refusal = site.asked(ask_for(agreement)).refusal
+            assert (refusal is None) == (number in (0, 3, 4))
 
 
 def test_a_run_is_judged_again_after_a_restart(build, offer, conf):
@@ -460,3 +476,10 @@ def test_a_receipt_says_that_an_answer_was_sent_again(build, offer, conf):
     site.asked(ask_for(agreement_for()))
     (receipt,) = Receipts(Path(conf.state) / "receipts").read()
     assert "nothing was trained" in receipt.numbers["sent again"]
+
+
+@pytest.mark.parametrize("number", range(len(agent_module._KINDS)))
+def test_each_sentence_for_the_coordinator_is_said_of_its_own_code(number):
+    code, what = agent_module._KINDS[number]
+    said = agent_module._public([Problem(code.ljust(6, "9"), PRIVATE)])
+    assert said.what == what

@@ -11,6 +11,7 @@ from lepton_fed.clients.answers import Answers, ask_digest
 from lepton_fed.config.schema import Budget
 from lepton_fed.core.exchange import MODEL
 from lepton_fed.core.task import ModelSpec, TrainingSpec
+from lepton_fed.errors import Refused
 from lepton_fed.strategies.base import DELTA, PlainSite
 from tests.unit.clients.test_site import DP, TASK, agreed, ask, build, refusal
 
@@ -124,13 +125,86 @@ def test_what_cannot_be_kept_does_not_leave(restart, tmp_path):
     assert refusal(restart(folder="answers").answer(ask())).code in ("LF5209", "LF5210")
 
 
-def test_a_broken_file_is_no_answer_and_costs_a_charge_not_the_site(restart, tmp_path):
-    restart(DP, budget=Budget(100.0, 1e-5)).answer(ask(privacy=DP))
-    (path,) = (tmp_path / "answers").iterdir()
-    path.write_bytes(path.read_bytes()[:-3])
-    again = restart(DP, budget=Budget(100.0, 1e-5)).answer(ask(privacy=DP))
-    assert again.update is not None
+@pytest.mark.parametrize("how", ["cut", "zeros", "gone"])
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_round_without_its_answer_is_refused_and_the_next_is_trained(
+    restart, tmp_path, how, changed
+):
+    budget, wanted = Budget(100.0, 1e-5), ask(privacy=DP)
+    restart(DP, budget=budget).answer(wanted)
+    (path,) = (tmp_path / "answers").glob("*.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:-3] if how == "cut" else bytes(len(content)))
+    if how == "gone":
+        path.unlink()
+    if changed:
+        wanted = replace(wanted, vectors={MODEL: wanted.vectors[MODEL] + np.float32(1e-3)})
+    site = restart(DP, budget=budget)
+    assert refusal(site.answer(wanted)).code == "LF4506"
+    assert charged(tmp_path) == 1
+    assert site.answer(ask(privacy=DP, round_number=2)).update is not None
     assert charged(tmp_path) == 2
+
+
+def test_an_answer_that_goes_while_the_site_runs_is_not_trained_anew(restart, tmp_path):
+    site = restart(DP, budget=BUDGET)
+    site.answer(ask(privacy=DP))
+    (path,) = (tmp_path / "answers").glob("*.safetensors")
+    path.unlink()
+    assert refusal(site.answer(ask(privacy=DP))).code == "LF4506"
+    assert charged(tmp_path) == 1
+
+
+def test_an_older_answer_put_back_is_not_taken_for_the_newest(restart, tmp_path):
+    site = restart(DP, budget=Budget(100.0, 1e-5))
+    site.answer(ask(privacy=DP))
+    (path,) = (tmp_path / "answers").glob("*.safetensors")
+    older = path.read_bytes()
+    site.answer(ask(privacy=DP, round_number=2))
+    path.write_bytes(older)
+    site = restart(DP, budget=Budget(100.0, 1e-5))
+    for number in (1, 2):
+        assert refusal(site.answer(ask(privacy=DP, round_number=number))).code == "LF4506"
+    assert charged(tmp_path) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"", bytes(90), b'{"ask": "x"}'])
+def test_killed_before_the_record_the_answer_tells_and_the_record_is_made_up_for(
+    restart, tmp_path, content
+):
+    first = restart(DP, budget=BUDGET).answer(ask(privacy=DP))
+    (record,) = (tmp_path / "answers").glob("*.json")
+    expected = record.read_bytes()
+    record.unlink() if content is None else record.write_bytes(content)
+    same(first, restart(DP, budget=BUDGET).answer(ask(privacy=DP)))
+    assert record.read_bytes() == expected
+    assert charged(tmp_path) == 1
+
+
+def test_a_record_of_the_round_before_is_made_up_for(restart, tmp_path):
+    site = restart()
+    site.answer(ask())
+    (record,) = (tmp_path / "answers").glob("*.json")
+    before = record.read_bytes()
+    second = site.answer(ask(round_number=2))
+    after = record.read_bytes()
+    record.write_bytes(before)
+    same(second, restart().answer(ask(round_number=2)))
+    assert record.read_bytes() == after != before
+
+
+def test_without_answer_and_with_a_broken_record_the_run_is_refused(restart, tmp_path):
+    restart(DP, budget=BUDGET).answer(ask(privacy=DP))
+    folder = tmp_path / "answers"
+    (path,), (record,) = folder.glob("*.safetensors"), folder.glob("*.json")
+    path.unlink()
+    record.write_bytes(bytes(90))
+    with pytest.raises(Refused) as caught:
+        restart(DP, budget=BUDGET)
+    assert caught.value.code == "LF4506"
+    assert charged(tmp_path) == 1
+    record.unlink()
+    restart(DP, budget=BUDGET)  # the ledger was let go of
 
 
 def test_answers_of_the_newest_runs_are_kept_and_nothing_half_written(build, tmp_path):
@@ -141,10 +215,37 @@ def test_answers_of_the_newest_runs_are_kept_and_nothing_half_written(build, tmp
         agreement = replace(agreed(), run=f"run-{number}")
         site = build(agreement=agreement, answers=Answers(folder, agreement.digest))
         assert site.answer(ask(agreement=agreement.digest)).update is not None
-    names = {path.stem for path in folder.iterdir()}
+    names = {path.stem for path in folder.glob("*.safetensors")}
     assert len(names) == 4
+    assert len(list(folder.glob("*.json"))) == 6
     assert replace(agreed(), run="run-5").digest in names
     assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_after_many_other_runs_an_answered_round_is_refused_and_costs_nothing(
+    build, tmp_path, changed
+):
+    folder, ledger = tmp_path / "answers", tmp_path / "north" / "ledger.jsonl"
+
+    def asked(run, **changes):
+        agreement = replace(agreed(privacy=DP), run=run)
+        site = build(
+            privacy=DP, agreement=agreement, answers=Answers(folder, agreement.digest),
+            dataset="d", budget=Budget(1000.0, 1e-5),
+        )  # fmt: skip
+        reply = site.answer(ask(agreement=agreement.digest, **changes))
+        site.close()
+        return reply
+
+    for number in range(6):
+        assert asked(f"run-{number}").update is not None
+    before = ledger.read_bytes()
+    other = {"vectors": {MODEL: ask().vectors[MODEL] + np.float32(1e-3)}} if changed else {}
+    assert refusal(asked("run-0", **other)).code == "LF4506"
+    assert ledger.read_bytes() == before
+    assert asked("run-0", round_number=2).update is not None
+    assert asked("run-5").again
 
 
 def test_the_digest_of_an_ask_is_over_all_that_decides_the_answer():

@@ -19,7 +19,7 @@ import pytest
 from lepton_fed.clients import connection, supervisor
 from lepton_fed.clients.connection import ConnectionNews, why_refused, why_unreachable
 from lepton_fed.clients.first_contact import Contact
-from lepton_fed.clients.supervisor import Keeper, run_site
+from lepton_fed.clients.supervisor import Keeper, _put_aside_when_large, run_site
 from lepton_fed.errors import Refused
 from lepton_fed.flower.supernode import REFUSED_SIGNATURE
 from lepton_fed.identity.certificates import make_certificates
@@ -252,6 +252,35 @@ def test_a_second_site_on_one_state_folder_is_refused_and_the_first_goes_on(serv
     assert again.error is None
 
 
+def test_what_a_kill_left_half_written_goes_with_the_next_start_and_nothing_else(service, conf):
+    state = Path(conf.state)
+    places = ("", "receipts", "agreements", "bundles", "bundles/incoming/" + "d" * 64)
+    left, kept = [], []
+    for place in places:
+        (state / place).mkdir(parents=True, exist_ok=True)
+        left.append(state / place / ".0123456789abcdef.partial")
+        kept += [state / place / ".hidden", state / place / "whole.partial"]
+    for path in (*left, *kept):
+        path.write_text("a key, perhaps")
+    running = service()
+    assert service.seen["serving"].wait(20)
+    assert not [path for path in left if path.exists()]
+    assert all(path.exists() for path in kept)
+    running.end()
+    assert running.error is None
+
+
+def test_a_site_that_is_refused_sweeps_nothing_of_the_one_that_works_there(service, conf):
+    running = service()
+    assert service.seen["serving"].wait(20)
+    half = Path(conf.state) / ".0123456789abcdef.partial"
+    half.write_text("being written")
+    with pytest.raises(Refused):
+        run_site(conf, threading.Event())
+    assert half.exists()
+    running.end()
+
+
 @pytest.mark.parametrize("command", [SLEEPER, DEAF])
 def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_round(
     service, conf, monkeypatch, command
@@ -264,7 +293,8 @@ def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_rou
         return pids[-1]
 
     def hang(agent, **given):
-        agent.close = lambda: closed.append(1)
+        close = agent.close
+        agent.close = lambda: closed.append(close())
         hanging.set()
         time.sleep(30)  # a round, and nobody can be told
 
@@ -279,7 +309,7 @@ def test_stopping_ends_everything_within_ten_seconds_also_in_the_middle_of_a_rou
     running.end()
     assert time.monotonic() - began < 10
     assert closed, "what trains was ended"
-    assert [process.poll() is not None for process in pids] == [True]
+    assert [process.poll() is not None for process in pids] == [True, True], "training child too"
 
 
 def test_a_connection_that_ends_comes_back_whatever_its_exit_code(service, conf, monkeypatch):
@@ -324,6 +354,27 @@ def test_the_log_of_the_last_life_is_kept_beside_the_new_one(service, conf):
     until(lambda: "SuperNode ID" in log_of(conf))
     assert (state / "supernode.log.1").read_text() == "an earlier life\n"
     assert "earlier" not in log_of(conf)
+
+
+def test_a_log_that_grew_large_is_put_aside_while_it_is_written_to(tmp_path):
+    log = tmp_path / "supernode.log"
+    with log.open("ab", buffering=0) as written:
+        written.write(b"early lines\n")
+        _put_aside_when_large(log, 100)
+        assert not (tmp_path / "supernode.log.1").exists()
+        _put_aside_when_large(log, 10)
+        written.write(b"late\n")
+    assert log.read_text() == "late\n"
+    assert (tmp_path / "supernode.log.1").read_text() == "early lines\n"
+    _put_aside_when_large(tmp_path / "none.log", 10)
+
+
+def test_a_large_log_is_emptied_where_there_is_no_room_to_keep_it(tmp_path):
+    (tmp_path / "supernode.log.1").mkdir()
+    log = tmp_path / "supernode.log"
+    log.write_text("early lines\n")
+    _put_aside_when_large(log, 10)
+    assert log.read_text() == ""
 
 
 FAILED = "WARNING : Connection attempt failed, retrying in 1.21 seconds\n"
@@ -386,6 +437,19 @@ def test_coming_back_is_news_after_an_end(news):
     assert news.after(up) == []
     news.news.ended()
     assert len(news.after(up)) == 1
+
+
+def test_what_is_received_and_sent_says_that_the_connection_is_up(news):
+    assert "connection.failed" in news.after(FAILED)[0]
+    (said,) = news.after("INFO : Received successfully\nINFO : Sent successfully\n")
+    assert "connection.up" in said
+
+
+def test_calls_that_failed_once_in_a_while_are_no_news(news):
+    news.after("INFO : SuperNode ID: 5\n")
+    news.reason = ""
+    for _ in range(5):
+        assert news.after(FAILED + "INFO : Received successfully\n") == []
 
 
 def test_a_coordinator_that_answers_us_and_never_the_supernode_is_told_of(news):

@@ -379,3 +379,21 @@ def test_a_data_set_is_what_the_owner_names_and_nothing_the_coordinator_picks(co
     before = OwnRows(replace(conf, source=Source("idx", str(folder)))).identity
     (folder / "below" / "rows").rename(folder / "below" / "others")
     assert OwnRows(replace(conf, source=Source("idx", str(folder)))).identity != before
+
+
+def test_a_child_that_was_started_before_it_is_needed_is_the_one_that_answers(conf, child_of):
+    child = child_of(conf, python(ECHO))
+    child.warm()
+    pid = child._process.pid
+    child.warm()
+    assert child._process.pid == pid
+    agreement = agreement_for()
+    child.begin(agreement)
+    assert child.answer("north", ask_for(agreement), LONG_S).update is not None
+    assert child._process.pid == pid
+    child._process.kill()
+    child._process.wait()
+    child.warm()
+    assert child._process.pid != pid
+    child.begin(agreement)
+    assert child.answer("north", ask_for(agreement), LONG_S).update is not None

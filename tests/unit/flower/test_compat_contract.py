@@ -6,6 +6,7 @@ lepton_fed/flower/compat.py, grid.py, records.py and stock.py, and only then mov
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import os
@@ -13,20 +14,30 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 
 import flwr
 import flwr.serverapp.strategy as stock
 import httpx
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common import constant
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, ErrorCode, SubStatus
+from flwr.common.constant import (
+    FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE,
+    SYSTEM_TIME_TOLERANCE,
+    TIMESTAMP_HEADER,
+    TIMESTAMP_TOLERANCE,
+    ErrorCode,
+    SubStatus,
+)
 from flwr.common.serde import (
     context_from_proto,
     context_to_proto,
@@ -44,8 +55,13 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.message_pb2 import Metadata, ObjectTree, PushObjectRequest, PushObjectResponse
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    AcquireTaskResponse,
     GetNodesRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
@@ -57,8 +73,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore import heartbeat, sql_mixin
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, SQLITE_PRAGMAS, TaskType
+from flwr.supercore.constant import (
+    FLEET_HTTP_PUBLIC_KEY_HEADER,
+    FLEET_HTTP_SIGNATURE_HEADER,
+    NOOP_FEDERATION_ID,
+    SQLITE_PRAGMAS,
+    TaskType,
+)
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.date import now
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.heartbeat import HeartbeatSender
@@ -75,6 +98,11 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_public_key,
+    public_key_to_bytes,
+    verify_signature,
+)
 from flwr.supercore.retry import http_retry
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
@@ -84,13 +112,15 @@ from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig
 from flwr.superlink.grid import HttpGrid
 from flwr.superlink.main import create_app
+from flwr.superlink.routers.fleet import node_auth
+from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from lepton_fed.flower import compat, compat_supernode, supernode
+from lepton_fed.flower import compat, compat_fleet, compat_supernode, supernode
 from lepton_fed.flower.compat import COORDINATOR_NODE, set_identity, set_message_id
 from lepton_fed.flower.grid import InProcessGrid
 
@@ -108,12 +138,14 @@ def test_this_is_the_flwr_that_was_checked() -> None:
     assert flwr.__version__.startswith("1.41."), (
         f"flwr {flwr.__version__} is not 1.41: re-check TaskIdentity, Message and its metadata, "
         "AppExitException, Grid's abstract methods, the node counts of stock strategies, Array and "
-        "the environment switches; then update this file, both compat modules and pyproject.toml"
+        "the environment switches; then update this file, the compat modules and pyproject.toml"
     )
 
 
 def test_compat_offers_what_is_checked_here() -> None:
-    text = "".join(Path(module.__file__).read_text() for module in (compat, compat_supernode))
+    text = "".join(
+        Path(module.__file__).read_text() for module in (compat, compat_fleet, compat_supernode)
+    )
     checked = Path(__file__).read_text()
     private = re.findall(
         r"^ *from (flwr\.(?!app import)[\w.]+) import \(?([\w,\s]+?)\)?$", text, re.MULTILINE
@@ -237,6 +269,49 @@ def test_the_database_keeps_little_in_memory(tmp_path: Path) -> None:
     assert {name for name, _ in SQLITE_PRAGMAS} <= {name for name, _ in sql_mixin.SQLITE_PRAGMAS}
 
 
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # alembic's
+def test_what_an_earlier_coordinator_s_run_left_is_removed_and_ours_is_kept(tmp_path: Path) -> None:
+    app = compat.superlink_app(
+        host="127.0.0.1", port=1, database=str(tmp_path / "f.sqlite"), secret=b"s" * 32
+    )
+    state = app.state.linkstate_factory.state()
+    node = state.create_node("owner", "owner", b"a key", 10.0)
+    assert state.activate_node(node, 10.0)
+
+    def begun() -> int:
+        run = state.create_run(
+            None, None, None, {}, NOOP_FEDERATION_ID, None, None, str(TaskType.SERVER_APP)
+        )
+        set_identity(run, COORDINATOR_NODE)
+        model = ArrayRecord({"m": Array(np.full(9, float(run)))})
+        sent = Message(RecordDict({"model": model}), node, "train", group_id="1")
+        sent.metadata.__dict__["_run_id"] = run
+        set_message_id(sent, sent.object_id)
+        with no_object_id_recompute():
+            state.store_message_and_object_tree(
+                remove_content_from_message(sent), get_object_tree(sent), state.start_session(run)
+            )
+        return int(run)
+
+    def kept() -> dict[str, int]:
+        tables = ("message_ins", "objects", "run_objects", "object_children",
+                  "object_push_sessions")  # fmt: skip
+        return {t: state.query(f"SELECT count(*) AS n FROM {t}")[0]["n"] for t in tables}  # noqa: S608
+
+    begun()
+    of_one = kept()
+    assert min(of_one.values()) > 0
+    grid = object.__new__(compat.PrivateGrid)
+    vars(grid).update(_state=state, _task=types.SimpleNamespace(run_id=begun()))
+    assert kept() == {name: 2 * count for name, count in of_one.items()}
+    for _ in range(2):
+        grid.end_earlier_runs()
+        assert kept() == of_one
+    ours = state.get_run_info(run_ids=[grid._task.run_id])[0]
+    assert ours.status.status == "pending"
+    assert {run.status.status for run in state.get_run_info()} == {"pending", "finished"}
+
+
 def test_a_message_travels_without_its_content() -> None:
     asked = message()
     with no_object_id_recompute():
@@ -259,6 +334,91 @@ def test_nodes_name_themselves_in_a_header_and_look_for_messages_at_one_path() -
     assert compat.CHUNK_BYTES == FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 
+def signed_headers(key: ec.EllipticCurvePrivateKey) -> dict[bytes, bytes]:
+    """Return what flwr's own interceptor puts into a request, as a server sees it."""
+    call = types.SimpleNamespace(request=httpx.Request("POST", "https://x/"))
+    NodeAuthHttpInterceptor(key, key.public_key()).intercept(call, lambda context: None)
+    return {name.lower(): value for name, value in call.request.headers.raw}
+
+
+def test_who_signed_a_request_is_known_from_its_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, other = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
+    pem = public_key_to_bytes(key.public_key())
+    headers = signed_headers(key)
+    assert set(headers) >= {
+        compat.NODE_HEADER, TIMESTAMP_HEADER.encode(), FLEET_HTTP_SIGNATURE_HEADER.encode()
+    }  # fmt: skip
+    assert compat_fleet.signer(headers.items(), {pem}) == pem
+    assert compat_fleet.signer(headers.items(), {public_key_to_bytes(other.public_key())}) is None
+    assert verify_signature(bytes_to_public_key(pem), b"x", b"y") is False
+    stolen = headers | {compat.NODE_HEADER: signed_headers(other)[compat.NODE_HEADER]}
+    assert (
+        compat_fleet.signer(stolen.items(), {pem, public_key_to_bytes(other.public_key())}) is None
+    )
+    for name in headers:
+        if name.startswith(b"flwr-"):
+            for wrong in (b"", b"\xff", b"x" * 40):
+                assert compat_fleet.signer((headers | {name: wrong}).items(), {pem}) is None, name
+            assert compat_fleet.signer([h for h in headers.items() if h[0] != name], {pem}) is None
+    late = now() + timedelta(seconds=TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE + 1)
+    monkeypatch.setattr(compat_fleet, "now", lambda: late)
+    assert compat_fleet.signer(headers.items(), {pem}) is None
+    # The same is asked by the SuperLink, of the same names.
+    source = inspect.getsource(node_auth.authenticate_node)
+    for name in (
+        "PUBLIC_KEY_HEADER",
+        "SIGNATURE_HEADER",
+        "TIMESTAMP_HEADER",
+        "verify_signature",
+        "TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE",
+        "request.node.node_id",
+    ):
+        assert name in source
+
+
+def announcing(**about: object) -> PushMessagesRequest:
+    told: dict[str, object] = {"src_node_id": 7, "dst_node_id": COORDINATOR_NODE,
+                               "reply_to_message_id": "ask"}  # fmt: skip
+    tree = ObjectTree(object_id="m", children=[ObjectTree(object_id=str(n)) for n in range(3)])
+    tree.children[0].children.append(ObjectTree(object_id="x"))
+    return PushMessagesRequest(
+        node=Node(node_id=7),
+        messages_list=[MessageProto(metadata=Metadata(**(told | about)))],  # type: ignore[arg-type]
+        message_object_trees=[tree],
+    )
+
+
+def test_a_node_announces_one_reply_of_its_own_to_the_coordinator() -> None:
+    def announced(request: PushMessagesRequest) -> tuple[int, int] | None:
+        return compat_fleet.announced(request.SerializeToString())
+
+    assert announced(announcing()) == (7, 5)
+    assert announced(announcing(reply_to_message_id="")) is None, "an instruction"
+    assert announced(announcing(src_node_id=COORDINATOR_NODE)) is None, "of somebody else"
+    assert announced(announcing(dst_node_id=7)) is None, "to a node"
+    assert compat_fleet.announced(b"\xff") is None
+    assert compat_fleet.announced(b"") is None
+    two = announcing()
+    two.MergeFrom(announcing())
+    assert announced(two) is None
+    source = inspect.getsource(fleet_handlers.push_messages)
+    assert "request.messages_list[0]" in source
+    assert "request.message_object_trees[0]" in source
+    paths = create_app(None, SuperLinkLifespan).openapi()["paths"]
+    assert {compat_fleet.PUSH_PATH, compat_fleet.PUSH_OBJECT_PATH} <= set(paths)
+
+
+def test_a_part_is_stored_by_a_node_and_the_answer_says_whether() -> None:
+    part = PushObjectRequest(node=Node(node_id=7), object_content=b"x" * 100)
+    assert compat_fleet.storing_node(part.SerializeToString()) == 7
+    assert compat_fleet.storing_node(b"\xff") is None
+    for stored in (True, False):
+        assert (
+            compat_fleet.was_stored(PushObjectResponse(stored=stored).SerializeToString()) is stored
+        )
+    assert compat_fleet.was_stored(b"\xff") is False
+
+
 def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:
     assert parameters(pull_task_input) == {"client"}
     assert parameters(push_message) == {"client", "message", "context"}
@@ -268,10 +428,11 @@ def test_a_site_s_task_is_pulled_and_answered_with_these_three() -> None:
 def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from flwr.supernode import main as supernode_main
     from flwr.supernode import start_client_internal
-    from flwr.supernode.cli import flower_supernode
+    from flwr.supernode.servicer.runtime import runtime_handlers as of_supernode
 
     monkeypatch.setitem(vars(start_client_internal), "time", start_client_internal.time)
-    monkeypatch.setattr(supernode_main, "create_app", supernode_main.create_app)
+    monkeypatch.setattr(of_supernode, "acquire_task", of_supernode.acquire_task)
+    stock = of_supernode.acquire_task
     compat_supernode.cap_supernode_polls(0.01)
     before = time.monotonic()
     start_client_internal.time.sleep(30)
@@ -280,32 +441,53 @@ def test_the_supernode_sleeps_by_its_modules_own_time(monkeypatch: pytest.Monkey
     # Only a message that is whole is waited for in steps of less than a second.
     assert "time.sleep(0.5)" in inspect.getsource(start_client_internal._push_messages)
     assert "sleep" not in inspect.getsource(start_client_internal._pull_and_store_message)
-    app = supernode_main.create_app()
-    assert isinstance(app, compat_supernode.HeldTasks)
-    assert compat_supernode._ACQUIRE_PATH in app._app.openapi()["paths"]
-    start_client_internal.time.sleep(0.5)
-    assert app._taken.is_set()
-    source = inspect.getsource(inspect.getmodule(flower_supernode)._start_supernode_http_api)
-    assert "from flwr.supernode.main import" in source
-    assert callable(flower_supernode)
+    assert supernode_main._RUNTIME_HANDLERS is of_supernode
+    assert of_supernode.acquire_task is not stock
+    asked = inspect.getsource(importlib.import_module("flwr.supercore.routers.runtime.router"))
+    assert "handlers.acquire_task(request, state)" in asked
+    assert "_auth: AcquireTaskAuthDependency" in asked
 
 
-def test_a_message_whose_run_ends_meanwhile_is_cleaned_up_as_any_that_fails(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("ends_at", ["pull_object", "confirm_message_received"])
+def test_a_supernode_keeps_nothing_of_a_message_whose_run_ends_while_it_is_received(
+    ends_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stock keeps message and task, and is one message behind from then on."""
     from flwr.supernode import start_client_internal
 
-    def ended(object_ids: list[str], *, pull_object_fn: object) -> dict[str, bytes]:
+    def ended(*arguments: object) -> None:
         raise RunNotRunningException
 
-    monkeypatch.setitem(vars(start_client_internal), "pull_objects", ended)
-    compat_supernode.drop_messages_of_ended_runs()
-    with pytest.raises(InterruptedError):
-        start_client_internal.pull_objects(["a"], pull_object_fn=None)
     assert not issubclass(RunNotRunningException, Exception)
-    source = inspect.getsource(start_client_internal._pull_and_store_message)
-    assert "obj_contents = pull_objects(" in source
-    assert "except Exception as err" in source.split("obj_contents = pull_objects(")[1]
+    pull = start_client_internal._pull_and_store_message
+    monkeypatch.setattr(start_client_internal, "_pull_and_store_message", pull)
+    compat_supernode.drop_messages_of_ended_runs()
+    told: list[str] = []
+
+    class Noted:
+        """Notes what is called; knows the run."""
+
+        def __getattr__(self, name: str) -> object:
+            return lambda *given, **more: told.append(name) or ["an object"]
+
+        def get_run(self, run_id: int) -> object:
+            return types.SimpleNamespace(primary_task_type="", fab_hash="")
+
+    calls = {"pull_object": lambda *given: b"x", "confirm_message_received": lambda *given: None}
+    calls[ends_at] = ended
+    sent = message()
+    found = start_client_internal._pull_and_store_message(
+        state=Noted(),
+        object_store=Noted(),
+        node_config={},
+        receive=lambda: (sent, None),
+        get_run=ended,
+        get_fab=ended,
+        trusted_entities=None,
+        **calls,
+    )
+    assert found is None
+    assert told[-3:] == ["delete_messages", "delete", "finish_task"]
 
 
 def test_objects_on_their_way_are_looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,6 +537,28 @@ def test_a_supernode_does_not_wait_long_for_a_coordinator_that_is_away(
     for invoker in invokers:
         waits = invoker.wait_gen_factory()
         assert [next(waits) for _ in range(6)] == [1, 2, 4, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("error", "stock", "ours"),
+    [
+        (httpx.ConnectError("[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"), True, False),
+        (httpx.ConnectTimeout("_ssl.c:989: The handshake operation timed out"), True, False),
+        (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] unable to get issuer"), True, True),
+        (httpx.ConnectError("[Errno 111] Connection refused"), False, False),
+    ],
+)
+def test_a_handshake_that_is_cut_off_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, stock: bool, ours: bool
+) -> None:
+    monkeypatch.setattr(http_retry, "RetryInvoker", http_retry.RetryInvoker)
+    assert http_retry.make_simple_http_retry_invoker().should_giveup(error) is stock
+    compat_supernode.retry_broken_handshakes()
+    invoker = http_retry.make_simple_http_retry_invoker()
+    assert invoker.should_giveup(error) is ours
+    gone = httpx.Response(404, request=httpx.Request("POST", "https://coordinator"))
+    refused = httpx.HTTPStatusError("gone", request=gone.request, response=gone)
+    assert invoker.should_giveup(refused) is True, "what was answered is stock's to judge"
 
 
 def test_a_supernode_that_gave_its_connection_up_ends(tmp_path: Path) -> None:
@@ -522,3 +726,23 @@ def test_an_array_keeps_a_serialisation_of_our_own_in_the_object_store() -> None
         "train": bool,
         "seed": int,
     }
+
+
+def test_who_asks_for_a_task_waits_until_its_message_is_whole() -> None:
+    taken, asked = threading.Event(), []
+    acquire = compat_supernode.held(lambda *given: asked.append(given) or "a task", taken, 30.0)
+    answers: list[object] = []
+    waiting = threading.Thread(target=lambda: answers.append(acquire("request", "state")))
+    waiting.start()
+    assert (asked, answers) == ([], [])
+    taken.set()
+    waiting.join(30)
+    assert (asked, answers) == ([("request", "state")], ["a task"])
+    assert not taken.is_set()
+
+
+def test_who_asks_for_a_task_in_vain_is_not_let_through_to_one_that_is_half_made() -> None:
+    asked: list[object] = []
+    acquire = compat_supernode.held(lambda *given: asked.append(given), threading.Event(), 0.0)
+    assert acquire("request", "state") == AcquireTaskResponse()
+    assert asked == []

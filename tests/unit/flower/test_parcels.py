@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,11 @@ from flwr.app.message import make_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from lepton_fed.core.exchange import Reply, Update
-from lepton_fed.errors import UpdateRefused
+from lepton_fed.errors import RunError, UpdateRefused
 from lepton_fed.flower import parcels
 from lepton_fed.flower.compat import COORDINATOR_NODE, MALFORMED, set_identity, set_message_id
 from lepton_fed.flower.parcels import FiledArray, FiledVector, Post, unpack
+from lepton_fed.flower.quota import Quota
 from lepton_fed.flower.records import record_to_reply, reply_to_record
 from lepton_fed.flower.seal import Sealing, contents_digest
 from lepton_fed.identity.signature import PrivateKey
@@ -174,7 +176,7 @@ def test_a_reading_that_is_given_up_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("elements", [2_500_000_000, 10**30])
+@pytest.mark.parametrize("elements", [2_500_000_000, 2**40])
 def test_an_array_larger_than_any_expected_is_refused_unread(elements: int, tmp_path: Path) -> None:
     tree = Tree()
     array = tree.array(bytes(1 << 20), shape=[elements])
@@ -199,6 +201,8 @@ def test_where_nothing_large_was_sent_nothing_large_is_taken(tmp_path: Path) -> 
         ({"stype": None}, "an array of float32"),
         ({"shape": [2, LARGE // 2]}, "shape"),
         ({"shape": [-LARGE]}, "shape"),
+        ({"shape": [2**40 + 1]}, "shape"),
+        ({"shape": [int("9" * 4300)]}, "shape"),
         ({"shape": [True]}, "shape"),
         ({"shape": [float(LARGE)]}, "shape"),
         ({"shape": "x"}, "shape"),
@@ -421,6 +425,39 @@ def test_a_reply_with_wrong_parts_is_an_error_and_the_next_still_comes(tmp_path:
     assert len(link.forgotten) == 2
 
 
+def test_what_reading_fails_of_is_the_site_s_failure_and_the_next_still_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, link, ids = post(tmp_path)
+    link.answer(0, "strange")
+    link.answer(1, link.tree.message(link.tree.array(update().tobytes())))
+    opened = parcels.compat.opened
+
+    def strange(content: bytes) -> Any:
+        if content == b"strange":
+            raise KeyError("nobody thought of this")
+        return opened(content)
+
+    link.tree.parts["strange"] = b"strange"
+    monkeypatch.setattr(parcels.compat, "opened", strange)
+    broken, good = list(made.pull_messages(ids))
+    assert (broken.error.code, broken.error.reason) == (MALFORMED, "malformed message: KeyError")
+    assert good.has_content()
+    assert len(link.forgotten) == 2
+
+
+def test_a_superlink_that_fails_is_no_site_s_failure(tmp_path: Path) -> None:
+    made, link, ids = post(tmp_path)
+    link.answer(0, "root")
+
+    def broken(object_id: str) -> bytes | None:
+        raise OSError(28, "No space left on device")
+
+    link.part = broken  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="LF5209"):
+        list(made.pull_messages(ids))
+
+
 def test_a_site_s_failure_is_handed_on(tmp_path: Path) -> None:
     made, link, ids = post(tmp_path)
     link.answer(0, "root", Error(2, "LF5301"))
@@ -455,6 +492,51 @@ def test_nodes_hear_of_messages_once_they_are_out(tmp_path: Path) -> None:
     made.push_messages([Message(RecordDict({"h": ConfigRecord({})}), 7, "query.offer")])
     assert rung == [1]
     assert made.get_node_ids() == [7]
+
+
+def test_a_reply_to_nothing_that_was_asked_is_forgotten(tmp_path: Path) -> None:
+    made, link, ids = post(tmp_path, 1)
+    link.answer(0, link.tree.message(link.tree.array(update().tobytes())))
+    (reply, root) = link.replies["ask-0"]
+    forged = Message(RecordDict(), 1, "train")  # an instruction to the coordinator
+    link.claim = lambda ids: iter([(forged, "forged"), (reply, root)])  # type: ignore[method-assign]
+    (found,) = made.pull_messages(ids)
+    assert found.metadata.reply_to_message_id == "ask-0"
+    assert link.forgotten == ["forged", root]
+    assert made._arriving == {}
+
+
+def test_room_is_made_for_what_is_asked_until_it_is_read_or_dropped(tmp_path: Path) -> None:
+    link, quota = SuperLink(), Quota()
+    made = Post(link, tmp_path, quota=quota)
+    asks = [Message(RecordDict({"h": ConfigRecord({})}), node, "train") for node in (7, 8)]
+    assert not quota.has_room(7)
+    ids = made.push_messages(asks)
+    assert quota.has_room(7)
+    assert quota.has_room(8)
+    link.answer(0, "root", Error(2, "LF5301"))
+    assert len(list(made.pull_messages(ids))) == 1
+    assert not quota.has_room(7)
+    assert quota.has_room(8)
+    for _ in range(2):
+        made.drop_messages(ids)
+        assert not quota.has_room(8)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_room_is_made_for_what_is_not_sent(fails: bool, tmp_path: Path) -> None:
+    link, quota = SuperLink(), Quota()
+
+    def unsent(messages: Iterable[Message]) -> list[str]:
+        if fails:
+            raise OSError(28, "No space left on device")
+        return [""]
+
+    link.push_messages = unsent  # type: ignore[method-assign]
+    made = Post(link, tmp_path, quota=quota)
+    with pytest.raises(RunError) if fails else contextlib.nullcontext():
+        made.push_messages([Message(RecordDict(), 7, "train")])
+    assert not quota.has_room(7)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -184,7 +184,9 @@ def test_asks_offers_and_pushes_go_there_and_back_under_seals() -> None:
     line, agents = network({"north": NORTH, "east": EAST})
     replies = list(line.exchange({"north": ASK, "east": ASK}))
     assert [(r.site, r.update is not None) for r in replies] == [("north", True), ("east", True)]
-    (offered,) = line.offer({"north": Offer(b"agreement", b"roster")})
+    line.offer({"north": Offer(b"agreement", b"roster")}, 60.0)
+    (offered,) = line.offer_replies()
+    assert line.offer_replies() == []
     assert offered.refusal == Problem("LF4601", "not this model", where="north")
     step = PushStep("chunk", "ab" * 32, file="model.onnx", offset=17, data=b"\x00\xff")
     (pushed,) = line.push({"east": step})
@@ -226,3 +228,48 @@ def test_an_old_reply_does_not_answer_a_new_ask() -> None:
     assert first.update is not None
     assert second.refusal is not None
     assert second.refusal.code == "LF4414"
+
+
+def test_what_is_sealed_with_a_key_that_was_replaced_is_refused_also_in_flight() -> None:
+    line, agents = network({"north": NORTH, "east": EAST})
+    new = PrivateKey.generate()
+    roster = {"north": new.public_key(), "east": EAST.public_key()}
+    nodes = {"north": 2, "east": 3}
+
+    class Renewing(Agent):
+        """While it answers, the coordinator takes in a new roster."""
+
+        def asked(self, ask: Ask) -> Reply:
+            line.renew(nodes, Seals(COORDINATORS, roster))
+            return super().asked(ask)
+
+    agents["north"].__class__ = Renewing
+    replies = {reply.site: reply for reply in line.exchange({"north": ASK, "east": ASK})}
+    refusal = replies["north"].refusal
+    assert refusal is not None
+    assert refusal.code == "LF4414"
+    assert replies["east"].update is not None
+
+
+def test_a_site_that_was_taken_off_the_roster_is_neither_asked_nor_heard() -> None:
+    line, agents = network({"north": NORTH, "east": EAST})
+
+    class Leaving(Agent):
+        """While it answers, it is taken off the roster."""
+
+        def asked(self, ask: Ask) -> Reply:
+            line.renew({"east": 3}, Seals(COORDINATORS, {"east": EAST.public_key()}))
+            return super().asked(ask)
+
+    agents["north"].__class__ = Leaving
+    codes = {reply.site: reply.refusal for reply in line.exchange({"north": ASK, "east": ASK})}
+    assert codes["north"] is not None
+    assert codes["north"].code == "LF4414"
+    assert codes["east"] is None
+    asked = len(agents["north"].seen)
+    replies = {reply.site: reply.refusal for reply in line.exchange({"north": ASK, "east": ASK})}
+    assert replies["north"] is not None
+    assert replies["north"].code == "LF5304"
+    assert replies["east"] is None
+    assert len(agents["north"].seen) == asked
+    assert list(line.sites()) == ["east"]

@@ -7,11 +7,16 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
+from sqlalchemy.exc import OperationalError
 
 from lepton_fed.errors import RunError
+from lepton_fed.flower import compat
+from lepton_fed.flower.parcels import Post
 from lepton_fed.flower.superlink import SuperLink
 from lepton_fed.identity.certificates import make_certificates
 from lepton_fed.identity.node_key import generate_node_key, node_public_pem
@@ -83,3 +88,41 @@ def test_a_damaged_database_keeps_the_superlink_from_starting(
         )
     assert failed.value.code == "LF5017"
     assert database.read_bytes() == b"no database" * 1000
+
+
+class Full:
+    """A SuperLink's state that stores nothing, and says why when it is asked otherwise."""
+
+    def get_task_by_token(self, token: str) -> str:
+        return token
+
+    def store_object(self, *part: object) -> bool:
+        return False
+
+    def start_session(self, run: int) -> str:
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorname = "SQLITE_FULL"
+        raise OperationalError("INSERT", {}, full)
+
+
+def test_a_part_that_could_not_be_stored_is_told_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compat.set_identity(1, compat.COORDINATOR_NODE)
+
+    def push(request: Any, state: object, task: object) -> SimpleNamespace:
+        root = request.message_object_trees[0].object_id
+        return SimpleNamespace(objects_to_push=[root], session_id="s", message_ids=["m"])
+
+    monkeypatch.setattr(compat.runtime_handlers, "push_messages", push)
+    grid = object.__new__(compat.PrivateGrid)
+    vars(grid).update({"_state": Full(), "_task": SimpleNamespace(run_id=1), "_token": "t"})
+    message = Message(RecordDict({"c": ConfigRecord({"a": 1})}), 7, "train", ttl=60.0)
+    with pytest.raises(RunError) as unstored:
+        Post(grid, tmp_path / "replies").push_messages([message])
+    assert unstored.value.code == "LF5209"
+    monkeypatch.setattr(Full, "start_session", lambda self, run: "s")
+    message = Message(RecordDict({"c": ConfigRecord({"a": 2})}), 7, "train", ttl=60.0)
+    with pytest.raises(RunError) as unknown:
+        Post(grid, tmp_path / "replies").push_messages([message])
+    assert unknown.value.code == "LF5019"

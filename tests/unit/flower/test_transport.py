@@ -9,12 +9,12 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
+from lepton_fed.core.exchange import MODEL, Ask, Offer, OfferReply, Reply, Update
 from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import DataError, Problem
 from lepton_fed.flower import compat
 from lepton_fed.flower.grid import InProcessGrid
-from lepton_fed.flower.records import reply_to_record
+from lepton_fed.flower.records import offer_reply_to_record, reply_to_record
 from lepton_fed.flower.transport import SITE, GridTransport, Late, client_app, run_in_process
 
 SITES = ["north", "south", "west"]
@@ -349,3 +349,42 @@ def test_a_reply_that_comes_too_late_is_dropped_and_named() -> None:
     assert [reply.refusal for reply in second] == [None, None]
     assert transport.take_late() == [Late(SITES[0], 3)]
     assert transport.take_late() == []
+
+
+def test_offers_are_sent_and_nobody_waits_for_what_is_said_to_them() -> None:
+    passed = [0.0]
+    agreed = offer_reply_to_record(OfferReply("", "ab" * 32))
+    network = Network(contents(**dict.fromkeys(SITES, agreed)), late=2)
+    network.times = 2  # a doubled reply counts once
+    transport = GridTransport(network, NODES, clock=lambda: passed[0])
+    transport.offer(dict.fromkeys(SITES, Offer(b"agreement", b"roster")), 60.0)
+    assert transport.offer_replies() == []
+    assert transport.offer_replies() == []
+    found = transport.offer_replies()
+    assert sorted(reply.site for reply in found) == sorted(SITES)
+    assert {reply.agreement for reply in found} == {"ab" * 32}
+    assert transport.offer_replies() == []
+
+
+def test_who_does_not_answer_an_offer_in_time_is_named_once() -> None:
+    class Silent(Network):
+        def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+            return []
+
+        def push_messages(self, messages: Iterable[Message]) -> list[Any]:
+            ids: list[Any] = super().push_messages(messages)
+            return [None, *ids[1:]]
+
+    passed = [0.0]
+    transport = GridTransport(Silent(contents()), NODES, clock=lambda: passed[0])
+    transport.offer(dict.fromkeys(SITES, Offer(b"agreement", b"roster")), 60.0)
+    (unsent,) = transport.offer_replies()
+    assert (unsent.site, unsent.refusal and unsent.refusal.code) == (SITES[0], "LF5304")
+    passed[0] = 59.0
+    assert transport.offer_replies() == []
+    passed[0] = 60.0
+    late = transport.offer_replies()
+    assert [(r.site, r.refusal and r.refusal.code) for r in late] == [
+        (site, "LF5306") for site in SITES[1:]
+    ]
+    assert transport.offer_replies() == []

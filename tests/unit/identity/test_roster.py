@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,31 @@ def test_a_changed_roster_waits_for_a_person(
     assert code(lambda: pinned.consider(roster_file(after, COORDINATOR))) == "LF4176"
     assert pinned.current == roster
     assert site.pinned().offered() == after
-    assert site.pinned().accept()[0].startswith("added    south")
+    assert site.pinned().accept(after)[0].startswith("added    south")
     assert site.pinned().current == after
-    assert code(lambda: site.pinned().accept()) == "LF4177"
+    assert code(lambda: site.pinned().accept(after)) == "LF4177"
+    assert code(lambda: site.pinned().accept(site.pinned().offered())) == "LF4177"
+
+
+def test_a_roster_that_came_while_a_person_looked_at_another_is_not_taken(
+    roster: Roster, members: dict[str, Member], tmp_path: Path
+) -> None:
+    site = Site(tmp_path, enrol(remove(roster, "north"), members["south"]))
+    before = site.pinned().current
+    shown = remove(before, "east")
+    later = enrol(shown, members["north"])
+    same_version = remove(before, "south")
+    assert code(lambda: site.pinned().consider(roster_file(shown, COORDINATOR))) == "LF4176"
+    looking = site.pinned()
+    assert looking.offered() == shown
+    for meanwhile in (later, same_version):
+        content = roster_file(meanwhile, COORDINATOR)
+        assert code(partial(site.pinned().consider, content)) == "LF4176"
+        assert code(lambda: looking.accept(shown)) == "LF4180"
+        assert looking.current == site.pinned().current == before
+        assert site.pinned().offered() == meanwhile, "it waits to be looked at"
+    assert site.pinned().accept(same_version) == ["removed  south"]
+    assert site.pinned().current == same_version
 
 
 def test_a_site_that_follows_takes_what_is_signed(

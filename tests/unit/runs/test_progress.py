@@ -128,6 +128,13 @@ def test_a_round_below_its_quorum_is_said() -> None:
     assert "round 3: 1 usable updates, quorum 2; the model stays as it was" in stream.getvalue()
 
 
+def test_a_changed_roster_is_said() -> None:
+    console, stream = terminal()
+    with ProgressView(console) as view:
+        view(event("roster.changed", version=4, removed=[], renewed=["b"], added=["c", "d"]))
+    assert "roster version 4: new keys of b; from the next run on c, d" in stream.getvalue()
+
+
 def test_a_model_that_is_not_finite_is_said() -> None:
     console, stream = terminal()
     with ProgressView(console) as view:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lepton_fed.errors import RunError
-from lepton_fed.runs.files import append, read_tensors, write_atomic, write_tensors
+from lepton_fed.runs.files import append, read_tensors, sweep, write_atomic, write_tensors
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -157,3 +157,18 @@ def test_what_is_appended_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> N
 def test_a_full_device_is_an_error_of_appending() -> None:
     with FileIO("/dev/full", "ab") as file, pytest.raises(OSError, match="No space left"):
         append(file, b"line\n")
+
+
+def test_what_was_half_written_is_swept_from_the_folders_that_are_named(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    for path in (tmp_path / ".a.partial", inner / ".b.partial", inner / "c.json"):
+        path.write_bytes(b"half")
+    sweep(tmp_path, tmp_path / "missing")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".b.partial", "c.json", "inner"]
+    sweep(inner)
+    assert [path.name for path in inner.iterdir()] == ["c.json"]
+    (inner / ".d.partial").mkdir()
+    with pytest.raises(RunError) as caught:
+        sweep(inner)
+    assert caught.value.code == "LF5209"

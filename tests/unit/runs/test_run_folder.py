@@ -408,3 +408,40 @@ def test_a_summary_or_model_that_cannot_be_read_is_a_located_error(folder: RunFo
 
 def test_words_longer_than_any_name_name_no_run(tmp_path: Path) -> None:
     assert code_of(lambda: find_run("x" * 300, tmp_path)) == "LF5210"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        bytes(40) + b"\n",
+        b"\n",
+        b"2,all\n",
+        b"two,all,accuracy,0.5\n",
+        b"2,all,accuracy,much\n",
+        b"\xff\xfe,all,accuracy,0.5\n",
+        b"9" * 5000 + b",all,accuracy,0.5\n",
+        b'2,"all,accuracy,0.5\n',
+        b"1,all,accuracy,0.25",
+    ],
+)
+def test_what_a_power_cut_left_among_the_metrics_is_dropped(tmp_path: Path, left: bytes) -> None:
+    folder = RunFolder.create(tmp_path, "task", "conf: true\n")
+    folder.append_metrics(1, {ALL_SITES: {"accuracy": 0.5}})
+    folder.append_metrics(2, {ALL_SITES: {"accuracy": 0.75}})
+    path = folder.path / "metrics.csv"
+    expected = b"round,site,metric,value\n1,all,accuracy,0.5\n"
+    whole = path.read_bytes()
+    for content in (whole + left, expected + left * left.endswith(b"\n") + whole[len(expected) :]):
+        path.write_bytes(content)
+        folder.drop_metrics_from(2)
+        assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("left", [b"", b"round,si", bytes(200), bytes(200) + b"\n"])
+def test_metrics_of_which_nothing_is_whole_begin_anew(tmp_path: Path, left: bytes) -> None:
+    folder = RunFolder.create(tmp_path, "task", "conf: true\n")
+    path = folder.path / "metrics.csv"
+    path.write_bytes(left)
+    folder.drop_metrics_from(1)
+    folder.append_metrics(1, {ALL_SITES: {"accuracy": 0.5}})
+    assert path.read_bytes() == b"round,site,metric,value\n1,all,accuracy,0.5\n"

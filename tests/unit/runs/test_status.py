@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from lepton_fed.config.templates import template
 from lepton_fed.errors import Refused, RunError
 from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import RunFolder
+from lepton_fed.runs.progress import LineView, follow
 from lepton_fed.runs.status import RunStatus, SiteStatus, outline, read_status
 from lepton_fed.simulations.sequential import simulate
 
@@ -45,14 +47,30 @@ def test_a_run_goes_on_while_its_log_is_written_and_is_interrupted_when_nobody_w
 
 
 def test_a_run_that_failed_says_why_and_one_that_was_resumed_goes_on(written: Make) -> None:
-    run = written().started().round(1).closed(1).emit("run.failed", code="LF5209").close()
-    assert (status(run).state, status(run).code) == ("failed", "LF5209")
+    run = written().started().round(1).closed(1).emit("run.failed", code="LF5002").close()
+    assert (status(run).state, status(run).code) == ("failed", "LF5002")
     run.open()
     assert status(run).state == "running"
     run.emit("run.resumed", round=1)
     assert (status(run).state, status(run).code) == ("running", "")
     run.close()
     assert (status(run).state, status(run).code) == ("interrupted", "")
+
+
+@pytest.mark.parametrize("code", ["LF5209", "LF5211", "LF5018"])
+def test_a_run_that_the_next_start_goes_on_with_is_interrupted(written: Make, code: str) -> None:
+    run = written().started().emit("sites.awaited", sites=["north"], agreed=[]).round(1)
+    run.emit("run.failed", code=code).close()
+    assert (status(run).state, status(run).code) == ("interrupted", code)
+    assert status(run).waiting == []
+    assert follow(run.folder, LineView(StringIO()), lambda: None) == "interrupted"
+
+
+@pytest.mark.parametrize("code", ["LF5209", "LF5211"])
+def test_a_simulation_has_no_next_start(written: Make, code: str) -> None:
+    run = written().started().round(1).emit("run.failed", code=code).close()
+    assert (status(run).state, status(run).code) == ("failed", code)
+    assert follow(run.folder, LineView(StringIO()), lambda: None) == "failed"
 
 
 def test_a_run_whose_log_does_not_exist_was_interrupted_before_its_first_event(
@@ -137,7 +155,7 @@ def test_a_round_that_was_begun_twice_counts_once(written: Make) -> None:
 def test_a_site_that_never_came_is_absent_until_it_comes(written: Make) -> None:
     run = written().emit("sites.awaited", sites=["north", "south"], agreed=["east"])
     assert {s.name: s.last.why for s in status(run).sites if s.last} == {
-        "north": "it has not come online", "south": "it has not come online"
+        "north": "it has not agreed to the run yet", "south": "it has not agreed to the run yet"
     }  # fmt: skip
     run.emit("site.agreed", site="north", version="", budget_left=None)
     run.emit("site.refused", site="south", code="LF4603", why="rounds: 5 asked for")

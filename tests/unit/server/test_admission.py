@@ -52,6 +52,13 @@ def test_the_largest_norm_of_several_vectors_is_told() -> None:
     assert admit(update, LAYOUT, BOUNDS, ("delta", "control"), "a") == 7.0
 
 
+def test_the_norm_is_that_of_a_sum_in_twice_the_precision() -> None:
+    values = 1e-2 * np.random.default_rng(5).standard_normal(SIZE, dtype=np.float32)
+    told = admit(Update(LAYOUT.digest, {"delta": values}, 1.0), LAYOUT, BOUNDS, ("delta",), "a")
+    exact = math.sqrt(math.fsum(float(value) ** 2 for value in values))
+    assert told == pytest.approx(exact, rel=1e-14)
+
+
 def test_values_at_the_bounds_are_admitted() -> None:
     update = Update(LAYOUT.digest, {"delta": vector(_5=10.0)}, 200.0)
     assert admit(update, LAYOUT, BOUNDS, ("delta",), "a") == 10.0

@@ -53,9 +53,9 @@ class Watched:
         for each in events:
             self.monitor(each)
 
-    def ask(self, path: str, method: str = "GET") -> tuple[int, str, str]:
+    def ask(self, path: str, method: str = "GET", host: str = "") -> tuple[int, str, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        connection.request(method, path)
+        connection.request(method, path, headers={"Host": host} if host else {})
         answer = connection.getresponse()
         body = answer.read().decode()
         connection.close()
@@ -100,6 +100,36 @@ def test_before_any_run_it_is_well_and_every_counter_is_there(watched: Watched) 
     assert samples["lepton_fed_round_phase_seconds_count", (("phase", "exchange"),)] == 0
     assert samples["lepton_fed_sites_enrolled", ()] == 4
     assert samples["lepton_fed_sites_online", ()] == 2
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:9093", "127.0.0.1.evil.example", "localhost.evil.example:9093",
+     "192.0.2.1:9093", "0.0.0.0:9093", "[::]:9093", "127.0.0.1:9093, evil.example", "localhost:x",
+     "127.0.0.1@evil.example", "localhost:", "[localhost]", ":9093"],
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["/health", "/metrics"])
+def test_a_web_page_under_another_name_reads_nothing(
+    watched: Watched, host: str, path: str
+) -> None:
+    watched.tell(STARTED)
+    status, _, body = watched.ask(path, host=host)
+    assert status == 421
+    assert "run" not in body
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:9093", "localhost", "LocalHost:80", "[::1]", "[::1]:9093",
+             "127.0.0.2:1"],
+)  # fmt: skip
+def test_loopback_names_are_answered_under_any_port(watched: Watched, host: str) -> None:
+    assert watched.ask("/health", host=host)[0] == 200
+
+
+def test_who_sends_no_host_is_answered(watched: Watched) -> None:
+    with socket.create_connection(("127.0.0.1", watched.port), timeout=10) as line:
+        line.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert b" 200 OK" in line.recv(100).splitlines()[0]
 
 
 def test_rounds_phases_replies_and_bytes_are_counted(watched: Watched) -> None:
@@ -154,6 +184,12 @@ def test_a_second_run_takes_the_place_of_the_first(watched: Watched) -> None:
     assert watched.value("lepton_fed_run_running") == 1
     assert watched.value("lepton_fed_runs_total", outcome="finished") == 1
     assert watched.health()[1]["run"] == "run-2"
+
+
+def test_the_end_of_the_certificate_in_use_is_told(watched: Watched) -> None:
+    for end in (1_900_000_000.0, 1_950_000_000.0):
+        watched.monitor.certificate_ends(end)
+        assert watched.value("lepton_fed_certificate_expires_timestamp_seconds") == end
 
 
 def test_a_run_that_failed_is_unhealthy_until_the_next_one_goes_on(watched: Watched) -> None:

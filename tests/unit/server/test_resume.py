@@ -270,3 +270,28 @@ def test_checkpoints_that_cannot_be_gone_on_from_are_named_and_kept(
     with pytest.raises(RunError, match="LF5216"):
         run(world, where, Memory(world), Points(), fedavg())
     assert {path: path.read_bytes() for path in (where.path / "checkpoints").iterdir()} == before
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "newest two", "log"])
+def test_a_run_of_which_something_was_taken_away_is_not_begun_anew(
+    world: Any, tmp_path: Path, gone: str
+) -> None:
+    """It would train from the first model again, on sites that have answered those rounds."""
+    where = RunFolder.create(tmp_path, "test", "conf: true\n")
+    run(world, where, Memory(world), Points(), fedavg())
+    (where.path / "summary.json").unlink()
+    checkpoints = sorted((where.path / "checkpoints").iterdir())
+    if gone == "log":
+        where.events.unlink()
+    elif gone == "checkpoints":
+        for path in checkpoints:
+            path.unlink()
+    else:
+        checkpoints[0].rename(checkpoints[0].with_name("round-0001.safetensors"))
+        arrays, about = files.read_tensors(checkpoints[0].with_name("round-0001.safetensors"))
+        files.write_tensors(
+            checkpoints[0].with_name("round-0001.safetensors"), arrays, about | {"round": "1"}
+        )
+        checkpoints[1].unlink()
+    with pytest.raises(RunError, match="LF5216"):
+        run(world, where, Memory(world), Points(), fedavg())

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -8,6 +11,7 @@ import pytest
 
 from lepton_fed.core.layout import Vector
 from lepton_fed.flower.parcels import FiledVector
+from lepton_fed.runs.folder import RunFolder
 from lepton_fed.server.spill import Spill
 
 SIZE = 1000
@@ -87,3 +91,30 @@ def test_an_update_in_a_file_is_kept_as_that_file(tmp_path: Path) -> None:
     (tmp_path / "reply").unlink()
     assert np.array_equal(spill.read("north", "delta", slice(3, 7)), values[3:7])
     spill.close()
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_only_the_coordinator_s_own_account_reads_single_updates(tmp_path: Path) -> None:
+    np.zeros(4, np.float32).tofile(tmp_path / "reply")
+    (tmp_path / "reply").chmod(0o644)
+    spill = Spill(tmp_path / "run" / "spill", 1, 4)
+    spill.add("a", {"delta": np.zeros(4, np.float32)}, 1.0)
+    spill.add("b", {"delta": cast("Vector", FiledVector(tmp_path / "reply", 4))}, 1.0)
+    folder = tmp_path / "run" / "spill"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()] == [0o600, 0o600]
+
+
+def test_what_a_killed_round_left_goes_when_the_run_is_resumed(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "test", "conf: true\n")
+    Spill(folder.spill, 1, 4).add("a", {"delta": np.zeros(4, np.float32)}, 1.0)
+    folder.sweep()
+    assert not folder.spill.exists()
+    folder.sweep()
