@@ -1,0 +1,308 @@
+"""The coordinator's half of secure aggregation: it routes, adds, and takes the masks off the sum.
+
+It needs no secret and is trusted with none. What sites send is checked as it comes, so that a site
+that sends something false is named and left out, and the others can go on: a bad advert, signature
+or confirmation at once, a false share by its maker's commitment, and shares that do not fit
+together by what they were to give.
+
+References:
+    K. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
+    CCS 2017, figure 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lepton_fed.identity.signature import PublicKey as IdentityKey
+from lepton_fed.privacy.secagg import masks
+from lepton_fed.privacy.secagg.context import Context, opens
+from lepton_fed.privacy.secagg.keys import KeyPair, mask_key, self_mask_key
+from lepton_fed.privacy.secagg.masks import Words, pair_sign, words_dtype
+from lepton_fed.privacy.secagg.member import MASK_SHARE, SEED, SEED_SHARE
+from lepton_fed.privacy.secagg.messages import (
+    Advert,
+    Cohort,
+    Confirmation,
+    Envelope,
+    FalseMessage,
+    Reveal,
+)
+from lepton_fed.privacy.secagg.shamir import SHARE_BYTES, Weights
+
+__all__ = ["Collector", "TooFew"]
+
+
+class TooFew(Exception):
+    """Fewer sites are left than the threshold: the attempt is abandoned, nothing was revealed.
+
+    Args:
+        left: How many are left.
+        threshold: How many are needed.
+    """
+
+    def __init__(self, left: int, threshold: int) -> None:
+        super().__init__(f"{left} sites are left, the threshold is {threshold}")
+        self.left = left
+        self.threshold = threshold
+
+
+class Collector:
+    """One attempt at a round, as the coordinator sees it.
+
+    Each phase takes the sites' messages one by one and is then closed; what comes later is late.
+
+    Args:
+        context: The attempt.
+        roster: Public identity key of every site, by name.
+        size: Length of the masked vector, in words.
+        bits: Size of the ring in bits, 16 to 64.
+        post_quantum: Whether keys are agreed with ML-KEM-768 too.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        roster: Mapping[str, IdentityKey],
+        size: int,
+        bits: int = 32,
+        *,
+        post_quantum: bool = False,
+    ) -> None:
+        self._context = context
+        self._roster = roster
+        self._bits = bits
+        self._post_quantum = post_quantum
+        self._adverts: dict[str, Advert] = {}
+        self._cohort: Cohort | None = None
+        self._envelopes: dict[str, dict[str, Envelope]] = {}
+        self._senders: tuple[str, ...] = ()
+        self._total: Words = np.zeros(size, dtype=words_dtype(bits))
+        self._came: set[str] = set()
+        self._survivors: tuple[str, ...] = ()
+        self._confirmations: dict[str, Confirmation] = {}
+        self._reveals: dict[str, Reveal] = {}
+
+    # --- adverts
+
+    def add_advert(self, site: str, advert: Advert) -> None:
+        """Take a site's advert.
+
+        Raises:
+            FalseMessage: It is not this site's for this attempt, or a second one.
+        """
+        if advert.name != site or site in self._adverts:
+            raise FalseMessage(site, "an advert of another site, or a second one")
+        try:
+            advert.check(self._context, self._roster[site], post_quantum=self._post_quantum)
+        except FalseMessage as error:
+            raise FalseMessage(site, error.why) from None  # it came from the site itself
+        self._adverts[site] = advert
+
+    def form(self, threshold: int) -> Cohort:
+        """Make a cohort of the sites whose adverts came.
+
+        Args:
+            threshold: How many of them must stay.
+
+        Raises:
+            FalseMessage: The threshold is not more than half of them, or two have one key.
+        """
+        self._cohort = Cohort.of(self._context, self._adverts.values(), threshold)
+        return self._cohort
+
+    # --- envelopes
+
+    def add_envelopes(self, site: str, envelopes: Sequence[Envelope]) -> None:
+        """Take the envelopes that a site made, one for each of the cohort, itself among them.
+
+        Raises:
+            FalseMessage: One is missing, is there twice, or is not signed by the site.
+        """
+        cohort = self._formed()
+        if site not in cohort.names or site in self._envelopes:
+            raise FalseMessage(site, "envelopes of a stranger, or for the second time")
+        if [envelope.recipient for envelope in envelopes] != list(cohort.names):
+            raise FalseMessage(site, "not one envelope for each site of the cohort")
+        for envelope in envelopes:
+            if envelope.sender != site:
+                raise FalseMessage(site, "an envelope in the name of another site")
+            try:
+                envelope.check(cohort, self._roster[site])
+            except FalseMessage as error:
+                raise FalseMessage(site, error.why) from None
+        self._envelopes[site] = {envelope.recipient: envelope for envelope in envelopes}
+
+    def close_envelopes(self) -> tuple[str, ...]:
+        """Return whose envelopes came, sorted: these are masked with each other.
+
+        Raises:
+            TooFew: They are fewer than the threshold.
+        """
+        self._senders = self._enough(self._envelopes)
+        return self._senders
+
+    def envelopes_for(self, site: str) -> list[Envelope]:
+        """Return the envelopes for a site, in the order of their senders' names."""
+        return [self._envelopes[sender][site] for sender in self._senders if sender != site]
+
+    # --- masked vectors
+
+    def add_masked(self, site: str, words: Words) -> None:
+        """Add a site's masked vector to the sum.
+
+        Args:
+            site: Name of the site.
+            words: ``[size]`` words below ``2**bits``.
+
+        Raises:
+            FalseMessage: The site has none to send, or has sent it, or it is of another type or
+                length, or a word has too many bits.
+        """
+        if site not in self._senders or site in self._came:
+            raise FalseMessage(site, "a masked vector that nobody waits for")
+        if words.dtype != self._total.dtype or words.shape != self._total.shape:
+            raise FalseMessage(site, f"a masked vector of {words.dtype} {words.shape}")
+        if words.size and int(words.max()) >> self._bits:
+            raise FalseMessage(site, f"a masked word of more than {self._bits} bits")
+        np.add(self._total, words, out=self._total)
+        self._came.add(site)
+
+    def close_masked(self) -> tuple[str, ...]:
+        """Return whose vectors are in the sum, sorted.
+
+        Raises:
+            TooFew: They are fewer than the threshold.
+        """
+        self._survivors = self._enough(self._came)
+        return self._survivors
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Return whose envelopes came and whose masked vectors did not, sorted."""
+        return tuple(name for name in self._senders if name not in self._survivors)
+
+    # --- confirmations
+
+    def add_confirmation(self, site: str, confirmation: Confirmation) -> None:
+        """Take a site's signature over who is in the sum.
+
+        Raises:
+            FalseMessage: It is not its signature over these lists.
+        """
+        cohort = self._formed()
+        if site not in self._survivors or confirmation.name != site:
+            raise FalseMessage(site, "a confirmation that nobody waits for")
+        if not confirmation.is_of(cohort, self._senders, self._survivors, self._roster[site]):
+            raise FalseMessage(site, "its confirmation is not of this sum")
+        self._confirmations[site] = confirmation
+
+    def close_confirmations(self) -> list[Confirmation]:
+        """Return the confirmations, to be shown to every survivor.
+
+        Raises:
+            TooFew: They are fewer than the threshold.
+        """
+        return [self._confirmations[site] for site in self._enough(self._confirmations)]
+
+    # --- shares
+
+    def add_reveal(self, site: str, reveal: Reveal) -> None:
+        """Take the shares that a site reveals.
+
+        Raises:
+            FalseMessage: They are others than it was asked for, or one is not the share that was
+                committed to.
+        """
+        if site not in self._survivors or site in self._reveals:
+            raise FalseMessage(site, "shares that nobody waits for")
+        if sorted(reveal.seeds) != list(self._survivors) or sorted(reveal.masks) != list(
+            self.dropped
+        ):
+            raise FalseMessage(site, "shares of others than it was asked for")
+        for kind, shares in ((SEED_SHARE, reveal.seeds), (MASK_SHARE, reveal.masks)):
+            for owner, share in shares.items():
+                if not self._is_committed(kind, owner, site, share):
+                    raise FalseMessage(site, f"its {kind} of {owner} is not the one it was given")
+        self._reveals[site] = reveal
+
+    def unmask(self) -> Words:
+        """Return the sum without masks, ``[size]`` words below ``2**bits``; the sum is used up.
+
+        Raises:
+            TooFew: Fewer sites revealed shares than the threshold.
+            FalseMessage: A site shared out something else than it had committed to.
+        """
+        cohort = self._formed()
+        holders = self._enough(self._reveals)
+        points = {cohort.parties[name].index: name for name in holders}
+        weights = Weights.at(list(points), cohort.threshold)
+        plus: list[bytearray] = []
+        minus = [self._self_mask(cohort, owner, weights, points) for owner in self._survivors]
+        for owner in self.dropped:
+            self._pair_masks(cohort, owner, weights, points, plus, minus)
+        masks.apply(self._total, plus=plus, minus=minus, bits=self._bits)
+        return self._total
+
+    def _self_mask(
+        self, cohort: Cohort, owner: str, weights: Weights, points: Mapping[int, str]
+    ) -> bytearray:
+        shares = {point: self._reveals[name].seeds[owner] for point, name in points.items()}
+        seed = _combined(weights, shares, owner)
+        if not opens(cohort.advert(owner).self_mask, self._context, SEED, seed, owner=owner):
+            raise FalseMessage(owner, "it shared out another seed than it had committed to")
+        return self_mask_key(seed, self._context, cohort.parties[owner])
+
+    def _pair_masks(
+        self,
+        cohort: Cohort,
+        owner: str,
+        weights: Weights,
+        points: Mapping[int, str],
+        plus: list[bytearray],
+        minus: list[bytearray],
+    ) -> None:
+        """Collect the keys of the masks that the survivors share with one that dropped out."""
+        shares = {point: self._reveals[name].masks[owner] for point, name in points.items()}
+        secret = _combined(weights, shares, owner)
+        pair = KeyPair(secret, "mask", post_quantum=self._post_quantum)
+        gone = cohort.parties[owner]
+        if pair.public != gone.mask:
+            raise FalseMessage(owner, "it shared out another mask secret than its advert has")
+        for name in self._survivors:
+            other = cohort.parties[name]
+            smaller, larger = sorted((gone, other), key=lambda party: party.index)
+            wrapped = self._envelopes[smaller.name][larger.name].wrapped
+            try:
+                key = mask_key(pair, self._context, gone, other, wrapped)
+            except ValueError as error:
+                raise FalseMessage(smaller.name, str(error)) from None
+            # What the survivor added is taken off, and the other way round.
+            (minus if pair_sign(other.index, gone.index) > 0 else plus).append(key)
+
+    def _is_committed(self, kind: str, owner: str, holder: str, share: bytes) -> bool:
+        envelope = self._envelopes[owner][holder]
+        commitment = envelope.seed_share if kind == SEED_SHARE else envelope.mask_share
+        return len(share) == SHARE_BYTES and opens(
+            commitment, self._context, kind, share, owner=owner, holder=holder
+        )
+
+    def _formed(self) -> Cohort:
+        if self._cohort is None:
+            raise RuntimeError("form() comes first")
+        return self._cohort
+
+    def _enough(self, names: Mapping[str, object] | set[str]) -> tuple[str, ...]:
+        threshold = self._formed().threshold
+        if len(names) < threshold:
+            raise TooFew(len(names), threshold)
+        return tuple(sorted(names))
+
+
+def _combined(weights: Weights, shares: Mapping[int, bytes], owner: str) -> bytes:
+    try:
+        return weights.combine(shares)
+    except ValueError:
+        raise FalseMessage(owner, "the shares that it made do not fit together") from None

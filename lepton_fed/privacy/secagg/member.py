@@ -1,0 +1,510 @@
+"""The site's half of secure aggregation: it decides, and it answers each phase once.
+
+Whatever the coordinator says is held against the pinned roster and the owner's rules. A phase is
+answered once: the same request gets the same answer, also after a restart, and another one is
+refused. :meth:`Member.state` is all that has to be on disk, synced, before an answer leaves.
+
+**What a site never does**, whoever asks: reveal both secrets of one site; reveal anything of sites
+that it did not confirm, or on fewer confirmations than the threshold; go back to a round that it
+has revealed shares of; or be in two sums of one round with one vector. The last needs care, because
+a site may have to mask its vector again when an attempt fails before it revealed anything, and it
+cannot know whether others did. So an attempt's cohort must lie within that of the first attempt at
+its round, under no lower a threshold. Two attempts that both come to their end then have more than
+half of the first cohort reveal shares in each, so some site would have had to reveal twice.
+
+References:
+    K. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
+    CCS 2017, figure 4 and section 6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lepton_fed.core.digests import canonical_json
+from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.identity.signature import PublicKey as IdentityKey
+from lepton_fed.privacy.secagg.context import Context, commit, opens
+from lepton_fed.privacy.secagg.envelopes import open_envelope, seal_envelope
+from lepton_fed.privacy.secagg.keys import (
+    RoundSecrets,
+    mask_key,
+    self_mask_key,
+    wrap_pair_secret,
+)
+from lepton_fed.privacy.secagg.masks import pair_sign
+from lepton_fed.privacy.secagg.messages import (
+    Advert,
+    Cohort,
+    Confirmation,
+    Envelope,
+    FalseMessage,
+    Reveal,
+)
+from lepton_fed.privacy.secagg.shamir import SECRET_BYTES, SHARE_BYTES, Randomness, split
+
+__all__ = ["MASK_SHARE", "SEED", "SEED_SHARE", "MaskKeys", "Member", "Rules", "State"]
+
+SEED = "seed of a site's own mask"
+SEED_SHARE = "share of a seed"
+MASK_SHARE = "share of a mask secret"
+"""What is committed to."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the site's owner asks of an attempt.
+
+    Args:
+        min_cohort: Fewest sites in the cohort, and in the sum.
+        threshold: Least share of the cohort that must stay, and without which nothing is revealed;
+            more than a half, at most 1.
+        post_quantum: Whether keys must be agreed with ML-KEM-768 too.
+
+    Raises:
+        ValueError: The cohort may be below 3, or the threshold is out of range.
+    """
+
+    min_cohort: int
+    threshold: float
+    post_quantum: bool = False
+
+    def __post_init__(self) -> None:
+        if self.min_cohort < 3:
+            raise ValueError(f"a sum of {self.min_cohort} hides no site from the others")
+        if not 0.5 < self.threshold <= 1:
+            raise ValueError(f"a threshold of {self.threshold} is not more than half")
+
+    def least(self, sites: int) -> int:
+        """Return the lowest threshold for a cohort, in sites."""
+        whole = int(self.threshold * sites)
+        return max(sites // 2 + 1, whole + (whole < self.threshold * sites))
+
+
+@dataclass
+class State:
+    """What a site remembers of a run's secure aggregation; synced before each answer leaves.
+
+    Args:
+        closed: Last round whose shares it has revealed.
+        round_number: The round that is going on; 0 before the first.
+        attempt: The attempt at it.
+        first: Names of the first cohort of that round.
+        first_threshold: Its threshold.
+        secrets: The three secrets of the attempt, hexadecimal; empty once they are wiped.
+        threshold: The attempt's threshold.
+        adverts: The adverts of its cohort.
+        envelopes: What this site made for the others.
+        asked: Digest of what was asked, by phase.
+        senders: Whose envelopes came, sorted.
+        wrapped: Wrapped pair secret of each other sender, by name.
+        seed_shares: Share of each sender's seed, by name, hexadecimal.
+        mask_shares: Share of each sender's mask secret, by name, hexadecimal.
+        survivors: Whose vectors the site confirmed to be in the sum, sorted.
+    """
+
+    closed: int = 0
+    round_number: int = 0
+    attempt: int = 0
+    first: list[str] = field(default_factory=list)
+    first_threshold: int = 0
+    secrets: list[str] = field(default_factory=list)
+    threshold: int = 0
+    adverts: list[dict[str, str]] = field(default_factory=list)
+    envelopes: list[dict[str, str]] = field(default_factory=list)
+    asked: dict[str, str] = field(default_factory=dict)
+    senders: list[str] = field(default_factory=list)
+    wrapped: dict[str, str] = field(default_factory=dict)
+    seed_shares: dict[str, str] = field(default_factory=dict)
+    mask_shares: dict[str, str] = field(default_factory=dict)
+    survivors: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MaskKeys:
+    """The keys of the masks that go onto a site's vector.
+
+    Args:
+        plus: Of the masks that are added, the site's own first.
+        minus: Of the masks that are subtracted.
+    """
+
+    plus: list[bytearray]
+    minus: list[bytearray]
+
+
+class Member:
+    """A site in the secure aggregation of a run.
+
+    Args:
+        name: Name of the site.
+        identity: Its identity key.
+        roster: Public identity key of every site of the pinned roster, by name.
+        rules: What the site's owner asks.
+        state: What it remembers; a new one for a new run.
+        randomness: Where secrets and coefficients come from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: PrivateKey,
+        roster: Mapping[str, IdentityKey],
+        rules: Rules,
+        state: State | None = None,
+        randomness: Randomness = secrets.token_bytes,
+    ) -> None:
+        self._name = name
+        self._identity = identity
+        self._roster = roster
+        self._rules = rules
+        self.state = state or State()
+        self._randomness = randomness
+
+    def advertise(self, context: Context) -> Advert:
+        """Return the advert for an attempt; the first call draws its secrets.
+
+        Args:
+            context: The attempt, with round and attempt as the coordinator counts them.
+
+        Raises:
+            FalseMessage: The round is closed, or the attempt lies behind.
+        """
+        state = self.state
+        number = (context.round_number, context.attempt)
+        if context.round_number <= state.closed:
+            raise FalseMessage("", f"round {context.round_number} is closed")
+        if number < (state.round_number, state.attempt):
+            raise FalseMessage("", f"attempt {context.attempt} at round {number[0]} lies behind")
+        if number > (state.round_number, state.attempt):
+            self._begin(context)
+        secret = self._secrets()
+        seed = commit(context, SEED, secret.self_mask, owner=self._name)
+        advert = Advert(self._name, secret.mask.public, secret.envelope.public, seed)
+        return advert.signed(context, self._identity)
+
+    def share(self, context: Context, adverts: Sequence[Advert], threshold: int) -> list[Envelope]:
+        """Return an envelope for each site of a cohort, one for this site's own shares among them.
+
+        Args:
+            context: The attempt.
+            adverts: Of every site of the cohort, in the order of their names.
+            threshold: How many shares shall give a secret.
+
+        Raises:
+            FalseMessage: The cohort is not one that this site takes part in.
+        """
+        request = [[advert.wire() for advert in adverts], threshold]
+        if self._is_repeated(context, "share", request):
+            return [Envelope.parse(envelope) for envelope in self.state.envelopes]
+        cohort = Cohort(context, tuple(adverts), threshold)
+        self._check_cohort(cohort)
+        secret = self._secrets()
+        shares = {
+            kind: split(value, len(adverts), threshold, self._randomness)
+            for kind, value in ((MASK_SHARE, secret.mask.secret), (SEED_SHARE, secret.self_mask))
+        }
+        made = [
+            self._envelope(cohort, secret, advert.name, *(part[at] for part in shares.values()))
+            for at, advert in enumerate(adverts)
+        ]
+        state, own = self.state, cohort.parties[self._name].index - 1
+        if not state.first:
+            state.first, state.first_threshold = list(cohort.names), threshold
+        state.threshold = threshold
+        state.adverts = [advert.wire() for advert in adverts]
+        state.envelopes = [envelope.wire() for envelope in made]
+        state.seed_shares = {self._name: shares[SEED_SHARE][own].hex()}
+        self._note(context, "share", request)
+        return made
+
+    def mask(self, context: Context, envelopes: Sequence[Envelope]) -> MaskKeys:
+        """Return the keys of the masks for this site's vector.
+
+        Args:
+            context: The attempt.
+            envelopes: Those for this site, one of each other site that still takes part, in the
+                order of the senders' names.
+
+        Raises:
+            FalseMessage: They are not; a site is named that made a false one. Nothing is
+                remembered then.
+        """
+        cohort = self._cohort(context)
+        request = [envelope.wire() for envelope in envelopes]
+        if not self._is_repeated(context, "mask", request, after="share"):
+            self._open(cohort, envelopes)
+            self._note(context, "mask", request)
+        return self._mask_keys(cohort)
+
+    def confirm(self, context: Context, survivors: Sequence[str]) -> Confirmation:
+        """Return this site's signature over who is in the sum.
+
+        Args:
+            context: The attempt.
+            survivors: Whose masked vectors are, sorted.
+
+        Raises:
+            FalseMessage: This site is not among them, they are too few, one cannot be there, or
+                others were confirmed before.
+        """
+        cohort, state = self._cohort(context), self.state
+        if not self._is_repeated(context, "confirm", list(survivors), after="mask"):
+            cohort.require(survivors, "survivors", within=state.senders)
+            self._require_cohort(len(survivors))
+            if self._name not in survivors:
+                raise FalseMessage("", "this site sent its vector, and is to confirm a sum without")
+            state.survivors = list(survivors)
+            self._note(context, "confirm", list(survivors))
+        return Confirmation.signed(
+            self._name, self._identity, cohort, state.senders, state.survivors
+        )
+
+    def reveal(
+        self,
+        context: Context,
+        survivors: Sequence[str],
+        dropped: Sequence[str],
+        confirmations: Sequence[Confirmation],
+    ) -> Reveal:
+        """Return the shares that take the masks off the sum, and close the round for good.
+
+        Args:
+            context: The attempt.
+            survivors: Whose vectors are in the sum, as confirmed.
+            dropped: Whose envelopes came and whose vectors did not.
+            confirmations: Of at least as many survivors as the threshold.
+
+        Raises:
+            FalseMessage: The lists are not those that this site confirmed, or too few sites
+                confirmed them. Nothing is revealed, and the request may be made again rightly.
+        """
+        state = self.state
+        lists = [list(survivors), list(dropped)]
+        cohort = self._cohort(context)
+        if not self._is_repeated(context, "reveal", lists, after="confirm", closing=True):
+            self._check_reveal(cohort, survivors, dropped, confirmations)
+            self._close(context, survivors, dropped)
+            self._note(context, "reveal", lists)
+        return Reveal(
+            {name: bytes.fromhex(state.seed_shares[name]) for name in survivors},
+            {name: bytes.fromhex(state.mask_shares[name]) for name in dropped},
+        )
+
+    # --- what is checked
+
+    def _check_cohort(self, cohort: Cohort) -> None:
+        state, sites = self.state, len(cohort.names)
+        for advert in cohort.adverts:
+            key = self._roster.get(advert.name)
+            if key is None:
+                raise FalseMessage("", f"{advert.name} is not on the roster")
+            advert.check(cohort.context, key, post_quantum=self._rules.post_quantum)
+        if self._name not in cohort.names:
+            raise FalseMessage("", "the cohort is without this site")
+        if cohort.advert(self._name) != self.advertise(cohort.context):
+            raise FalseMessage("", "the cohort holds another advert of this site than its own")
+        self._require_cohort(sites)
+        least = self._rules.least(sites)
+        if cohort.threshold < least:
+            raise FalseMessage(
+                "", f"a threshold of {cohort.threshold} of {sites} sites is below {least}"
+            )
+        if state.first and not set(cohort.names) <= set(state.first):
+            raise FalseMessage("", "this attempt has sites that the first at its round had not")
+        if cohort.threshold < state.first_threshold:
+            raise FalseMessage("", "this attempt has a lower threshold than the first at its round")
+
+    def _require_cohort(self, sites: int) -> None:
+        if sites < self._rules.min_cohort:
+            raise FalseMessage("", f"{sites} sites are fewer than {self._rules.min_cohort}")
+
+    def _open(self, cohort: Cohort, envelopes: Sequence[Envelope]) -> None:
+        """Read the shares that others made for this site."""
+        own, context = cohort.parties[self._name], cohort.context
+        senders = sorted([*(envelope.sender for envelope in envelopes), self._name])
+        cohort.require(senders, "senders", within=cohort.names)
+        self._require_cohort(len(senders))
+        pair = self._secrets().envelope
+        seeds, masks, wrapped = {}, {}, {}
+        for envelope in envelopes:
+            sender = cohort.parties[envelope.sender]
+            if envelope.recipient != self._name:
+                raise FalseMessage("", f"an envelope for {envelope.recipient}")
+            envelope.check(cohort, self._roster[sender.name])
+            try:
+                content = open_envelope(
+                    pair, context, sender, own, envelope.sealed, bound=envelope.bound
+                )
+            except ValueError as error:
+                raise FalseMessage(sender.name, str(error)) from None
+            mask, seed = bytes(content[:SHARE_BYTES]), bytes(content[SHARE_BYTES:])
+            for kind, share, commitment in (
+                (MASK_SHARE, mask, envelope.mask_share),
+                (SEED_SHARE, seed, envelope.seed_share),
+            ):
+                if len(share) != SHARE_BYTES or not opens(
+                    commitment, context, kind, share, owner=sender.name, holder=self._name
+                ):
+                    raise FalseMessage(sender.name, f"its {kind} is not the one it committed to")
+            seeds[sender.name], masks[sender.name] = seed.hex(), mask.hex()
+            wrapped[sender.name] = envelope.wrapped.hex()
+        state = self.state
+        before = state.senders, state.wrapped
+        state.senders, state.wrapped = senders, wrapped
+        try:
+            self._mask_keys(cohort)  # a pair secret that was wrapped falsely shows here
+        except FalseMessage:
+            state.senders, state.wrapped = before
+            raise
+        state.seed_shares |= seeds
+        state.mask_shares = masks
+
+    def _check_reveal(
+        self,
+        cohort: Cohort,
+        survivors: Sequence[str],
+        dropped: Sequence[str],
+        confirmations: Sequence[Confirmation],
+    ) -> None:
+        state = self.state
+        if list(survivors) != state.survivors:
+            raise FalseMessage("", "other survivors than this site confirmed")
+        if list(dropped) != sorted(set(state.senders) - set(survivors)):
+            raise FalseMessage("", "the dropped are not all who sent envelopes and did not survive")
+        signed = {
+            confirmation.name
+            for confirmation in confirmations
+            if confirmation.name in survivors
+            and confirmation.is_of(
+                cohort, state.senders, survivors, self._roster[confirmation.name]
+            )
+        }
+        if len(signed) < cohort.threshold:
+            raise FalseMessage(
+                "", f"{len(signed)} sites confirmed this sum, the threshold is {cohort.threshold}"
+            )
+
+    # --- what is made
+
+    def _begin(self, context: Context) -> None:
+        """Draw the secrets of a new attempt; what is remembered of the round stays."""
+        state = self.state
+        same = context.round_number == state.round_number
+        drawn = [self._randomness(SECRET_BYTES).hex() for _ in range(3)]
+        self.state = State(
+            closed=state.closed,
+            round_number=context.round_number,
+            attempt=context.attempt,
+            first=state.first if same else [],
+            first_threshold=state.first_threshold if same else 0,
+            secrets=drawn,
+        )
+
+    def _close(self, context: Context, survivors: Sequence[str], dropped: Sequence[str]) -> None:
+        """Keep of the round what is revealed, in case it is asked for again, and nothing else."""
+        state = self.state
+        state.closed = context.round_number
+        state.secrets, state.envelopes, state.wrapped = [], [], {}
+        state.seed_shares = {name: state.seed_shares[name] for name in survivors}
+        state.mask_shares = {name: state.mask_shares[name] for name in dropped}
+
+    def _secrets(self) -> RoundSecrets:
+        if not self.state.secrets:
+            raise FalseMessage("", "the secrets of this attempt are wiped")
+        drawn = [bytes.fromhex(secret) for secret in self.state.secrets]
+        return RoundSecrets(*drawn, post_quantum=self._rules.post_quantum)
+
+    def _cohort(self, context: Context) -> Cohort:
+        adverts = tuple(Advert.parse(advert) for advert in self.state.adverts)
+        if not adverts or not self._is_current(context):
+            raise FalseMessage("", "this site has made no shares for this attempt")
+        return Cohort(context, adverts, self.state.threshold)
+
+    def _envelope(
+        self, cohort: Cohort, secret: RoundSecrets, recipient: str, mask: bytes, seed: bytes
+    ) -> Envelope:
+        context, own, other = cohort.context, cohort.parties[self._name], cohort.parties[recipient]
+        mask_share = commit(context, MASK_SHARE, mask, owner=self._name, holder=recipient)
+        seed_share = commit(context, SEED_SHARE, seed, owner=self._name, holder=recipient)
+        sealed = wrapped = b""
+        if recipient != self._name:
+            if own.index < other.index:
+                wrapped = wrap_pair_secret(secret.mask, context, own, other)
+            try:
+                sealed = seal_envelope(
+                    secret.envelope,
+                    context,
+                    own,
+                    other,
+                    mask + seed,
+                    bound=wrapped + mask_share + seed_share,
+                    randomness=self._randomness,
+                )
+            except ValueError as error:
+                raise FalseMessage(recipient, str(error)) from None
+        envelope = Envelope(self._name, recipient, sealed, wrapped, mask_share, seed_share)
+        return envelope.signed(cohort, self._identity)
+
+    def _mask_keys(self, cohort: Cohort) -> MaskKeys:
+        secret, state, context = self._secrets(), self.state, cohort.context
+        own = cohort.parties[self._name]
+        made = {envelope["recipient"]: envelope["wrapped"] for envelope in state.envelopes}
+        keys = MaskKeys([self_mask_key(secret.self_mask, context, own)], [])
+        for name in state.senders:
+            if name == self._name:
+                continue
+            other = cohort.parties[name]
+            wrapped = made[name] if own.index < other.index else state.wrapped[name]
+            try:
+                key = mask_key(secret.mask, context, own, other, bytes.fromhex(wrapped))
+            except ValueError as error:
+                raise FalseMessage(name, str(error)) from None
+            (keys.plus if pair_sign(own.index, other.index) > 0 else keys.minus).append(key)
+        return keys
+
+    # --- what was asked before
+
+    def _is_current(self, context: Context) -> bool:
+        return (context.round_number, context.attempt) == (
+            self.state.round_number,
+            self.state.attempt,
+        )
+
+    def _is_repeated(
+        self,
+        context: Context,
+        phase: str,
+        request: object,
+        *,
+        after: str = "",
+        closing: bool = False,
+    ) -> bool:
+        """Return whether this was answered before; refuse what comes at the wrong time."""
+        state = self.state
+        if not self._is_current(context):
+            raise FalseMessage("", f"attempt {context.attempt} at round {context.round_number} is "
+                               "not the one that is going on")  # fmt: skip
+        known = state.asked.get(phase)
+        if known is not None:
+            if known != _digest(context, phase, request):
+                raise FalseMessage("", f"another {phase} was answered in this attempt")
+            if state.closed >= context.round_number and not closing:
+                raise FalseMessage("", f"round {context.round_number} is closed")
+            return True
+        if state.closed >= context.round_number:
+            raise FalseMessage("", f"round {context.round_number} is closed")
+        if after and after not in state.asked:
+            raise FalseMessage("", f"{phase} comes after {after}")
+        return False
+
+    def _note(self, context: Context, phase: str, request: object) -> None:
+        self.state.asked[phase] = _digest(context, phase, request)
+
+
+def _digest(context: Context, phase: str, request: object) -> str:
+    body = context.bind("asked", phase=phase) + b"\0" + canonical_json(request)
+    return hashlib.sha256(body).hexdigest()

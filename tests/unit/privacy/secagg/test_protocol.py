@@ -1,0 +1,142 @@
+"""Sites and coordinator together: the sum is exact whoever drops out, whatever they forget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lepton_fed.core.decode import decode, strict_json
+from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.secagg import masks
+from lepton_fed.privacy.secagg.collector import Collector, TooFew
+from lepton_fed.privacy.secagg.context import Context
+from lepton_fed.privacy.secagg.masks import words_dtype
+from lepton_fed.privacy.secagg.member import Member, Rules, State
+from lepton_fed.privacy.secagg.messages import FalseMessage
+
+ROUND = Context("run", 1, 1, "roster", "task", "layout")
+SIZE = 17
+PHASES = ("share", "mask", "confirm", "reveal")
+
+
+@dataclass
+class Federation:
+    """Sites that are restarted before each message, and what each has in its vector."""
+
+    names: list[str]
+    bits: int = 32
+    post_quantum: bool = False
+    threshold: float = 2 / 3
+    states: dict[str, State] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.keys = {name: PrivateKey.generate() for name in self.names}
+        self.roster = {name: key.public_key() for name, key in self.keys.items()}
+        generator = np.random.default_rng(7)
+        top = 2**self.bits - 1
+        self.vectors = {
+            name: generator.integers(0, top, SIZE, words_dtype(self.bits), endpoint=True)
+            for name in self.names
+        }
+
+    def member(self, name: str) -> Member:
+        """Return a site as it is after a restart: what it remembers comes from its file."""
+        content = json.dumps(asdict(self.states.get(name, State()))).encode()
+        state = decode(State, strict_json(content))
+        member = Member(
+            name, self.keys[name], self.roster, Rules(3, self.threshold, self.post_quantum), state
+        )
+        self.states[name] = member.state
+        return member
+
+    def keep(self, name: str, member: Member) -> None:
+        self.states[name] = member.state
+
+    def masked(self, name: str, keys: masks.Words | object) -> masks.Words:
+        words = self.vectors[name].copy()
+        masks.apply(words, plus=keys.plus, minus=keys.minus, bits=self.bits)  # type: ignore[attr-defined]
+        return words
+
+    def sum(self, names: list[str] | tuple[str, ...]) -> masks.Words:
+        total = np.zeros(SIZE, dtype=words_dtype(self.bits))
+        for name in names:
+            total += self.vectors[name]
+        return total & total.dtype.type(2**self.bits - 1)
+
+
+def attempt(
+    federation: Federation, context: Context, gone: Mapping[str, str]
+) -> tuple[tuple[str, ...], masks.Words]:
+    """Run an attempt; ``gone`` says before which phase a site is lost."""
+
+    def there(name: str, phase: str) -> bool:
+        return name not in gone or PHASES.index(gone[name]) > PHASES.index(phase)
+
+    def ask(name: str, phase: str, *request: object) -> object:
+        member = federation.member(name)
+        answer = getattr(member, phase)(context, *request)
+        federation.keep(name, member)
+        return answer
+
+    collector = Collector(
+        context, federation.roster, SIZE, federation.bits, post_quantum=federation.post_quantum
+    )
+    for name in federation.names:
+        collector.add_advert(name, ask(name, "advertise"))  # type: ignore[arg-type]
+    threshold = Rules(3, federation.threshold).least(len(federation.names))
+    cohort = collector.form(threshold)
+    for name in cohort.names:
+        if there(name, "share"):
+            collector.add_envelopes(name, ask(name, "share", cohort.adverts, threshold))  # type: ignore[arg-type]
+    for name in collector.close_envelopes():
+        if there(name, "mask"):
+            keys = ask(name, "mask", collector.envelopes_for(name))
+            collector.add_masked(name, federation.masked(name, keys))
+    survivors = collector.close_masked()
+    for name in survivors:
+        if there(name, "confirm"):
+            collector.add_confirmation(name, ask(name, "confirm", survivors))  # type: ignore[arg-type]
+    confirmations = collector.close_confirmations()
+    for name in survivors:
+        if there(name, "reveal"):
+            collector.add_reveal(
+                name,
+                ask(name, "reveal", survivors, collector.dropped, confirmations),  # type: ignore[arg-type]
+            )
+    return survivors, collector.unmask()
+
+
+@pytest.mark.parametrize("bits", [20, 32, 64])
+@pytest.mark.parametrize("post_quantum", [False, True])
+def test_the_sum_is_exact(bits: int, post_quantum: bool) -> None:
+    federation = Federation(list("abcde"), bits, post_quantum)
+    survivors, total = attempt(federation, ROUND, {"b": "mask"})
+    assert survivors == ("a", "c", "d", "e")
+    np.testing.assert_array_equal(total, federation.sum(survivors))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_the_sum_is_that_of_those_who_stayed_whoever_drops_out(data: st.DataObject) -> None:
+    names = [f"site-{number}" for number in range(data.draw(st.integers(3, 9)))]
+    federation = Federation(names)
+    gone = data.draw(st.dictionaries(st.sampled_from(names), st.sampled_from(PHASES)))
+    threshold = Rules(3, 2 / 3).least(len(names))
+    left = {
+        phase: [n for n in names if n not in gone or PHASES.index(gone[n]) > at]
+        for at, phase in enumerate(PHASES)
+    }
+    enough = {"share": max(threshold, 3), "mask": max(threshold, 3)}
+    if any(len(left[phase]) < enough.get(phase, threshold) for phase in PHASES):
+        with pytest.raises((TooFew, FalseMessage)):
+            attempt(federation, ROUND, gone)
+        return
+    survivors, total = attempt(federation, ROUND, gone)
+    assert list(survivors) == left["mask"]
+    np.testing.assert_array_equal(total, federation.sum(survivors))
