@@ -18,6 +18,7 @@ from lepton_fed.runs.summary import RunSummary
 
 __all__ = [
     "NOT_HEARD",
+    "PASSING",
     "Incident",
     "RunStatus",
     "SiteStatus",
@@ -28,7 +29,10 @@ __all__ = [
     "status_of",
 ]
 
-_PASSING = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211", "LF5220"})
+PASSING = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5211", "LF5220"})
+"""Codes with which a run ends for now: a signal, or a disk, a database or another process that
+nothing can be done about in this process. A coordinator's next start goes on with it."""
+
 _OF_A_COORDINATOR = frozenset({"sites.awaited", "site.agreed", "run.resumed"})
 
 State = Literal["running", "interrupted", "failed", "finished", "exported", "damaged"]
@@ -192,7 +196,7 @@ def end_of(events: Sequence[Event]) -> State:
         return "finished"
     if last["event"] != "run.failed":
         return "interrupted"
-    passing = last["code"] in _PASSING
+    passing = last["code"] in PASSING
     resumable = passing and any(event["event"] in _OF_A_COORDINATOR for event in events)
     return "interrupted" if resumable else "failed"
 

@@ -131,9 +131,7 @@ def _read(path: Path) -> OngoingRun | None:
         except FileNotFoundError:
             return None
     try:
-        said = strict_json(content)
-        # Files of earlier versions have no result.
-        return decode(OngoingRun, {"result": None, **said} if isinstance(said, dict) else said)
+        return decode(OngoingRun, strict_json(content))
     except ValueError as error:
         raise _unreliable(path, f"it is broken: {error}") from None
 

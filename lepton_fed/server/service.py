@@ -25,6 +25,7 @@ from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
+from lepton_fed.runs.status import PASSING
 from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import Left, execute, left, recorded
 from lepton_fed.server.federation import Federation, RosterChange
@@ -43,10 +44,6 @@ __all__ = ["Finished", "Service", "address_of", "serve"]
 
 _LOOK_S = 0.5
 _PUSH_S = 120.0
-
-_BROKEN = frozenset({"LF5017", "LF5018", "LF5019", "LF5209", "LF5210", "LF5220"})
-"""A disk or Flower's SuperLink failed, or another process holds the run's event log: nothing can be
-done in this process any more."""
 
 _ABSENT = frozenset({"LF5001", "LF5004"})
 """The sites are not there: a later start may find them."""
@@ -85,8 +82,7 @@ def serve(
 
     What a new start may mend ends the service, so that the system starts it again and the run goes
     on: a full disk, a database that is damaged or locked, an event log that another process holds,
-    sites that are not there. What only a
-    person can mend is told, and the service stays.
+    sites that are not there. What only a person can mend is told, and the service stays.
 
     Args:
         loaded: The conf.
@@ -200,7 +196,7 @@ def _work(
             try:
                 told(service.run(turn, grid))
             except LeptonError as error:
-                if once or error.code in _BROKEN | _ABSENT:
+                if once or error.code in PASSING | _ABSENT:
                     raise
                 service.monitor.failed(error.code)
                 _tell(turn.loaded, error)
@@ -219,7 +215,7 @@ def _do(
             return service.push(Path(job.path), grid)
         turn = _Turn(load_conf(Path(job.path), [], kind=ServerConf), job=name)
     except LeptonError as error:
-        if error.code in _BROKEN:
+        if error.code in PASSING:
             raise
         return _failed(error)
     return _execute(service, turn, grid, told)
@@ -234,7 +230,7 @@ def _execute(
         told(finished)
         return {"run": finished.folder.name, "folder": str(finished.folder.path)}
     except LeptonError as error:
-        if error.code in _BROKEN:
+        if error.code in PASSING:
             raise
         return _failed(error)
 

@@ -1,6 +1,6 @@
-"""Secure aggregation's primitives: masks, secret sharing, key agreement, envelopes, commitments.
+"""Secure aggregation: its primitives, and the halves of site and coordinator built of them.
 
 Everything here is a function of its arguments: no files, no network, no clock. Bad input raises
-ValueError with a text that holds no secret; the protocol turns it into a refusal and names the
-site.
+ValueError, in the protocol FalseMessage with the name of who is to blame, and a text that holds no
+secret. No run uses it yet.
 """

@@ -93,8 +93,8 @@ class Collector:
         Raises:
             FalseMessage: It is not this site's for this attempt, or a second one.
         """
-        if advert.name != site or site in self._adverts:
-            raise FalseMessage(site, "an advert of another site, or a second one")
+        if site not in self._roster or advert.name != site or site in self._adverts:
+            raise FalseMessage(site, "an advert of a stranger, of another site, or a second one")
         try:
             advert.check(self._context, self._roster[site], post_quantum=self._post_quantum)
         except FalseMessage as error:

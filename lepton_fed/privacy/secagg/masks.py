@@ -47,12 +47,10 @@ __all__ = [
     "MASK_KEY_BYTES",
     "SEGMENT_BYTES",
     "Words",
-    "add",
     "apply",
     "cores",
     "pair_sign",
     "stream",
-    "subtract",
     "words_dtype",
 ]
 
@@ -125,32 +123,8 @@ def stream(key: Key, count: int, *, bits: int = 32, start: int = 0) -> Words:
     if count < 0:
         raise ValueError(f"a slice of {count} words")
     words: Words = np.zeros(count, dtype=words_dtype(bits))
-    add(words, [key], bits=bits, start=start, workers=1)
+    apply(words, plus=[key], bits=bits, start=start, workers=1)
     return words
-
-
-def add(
-    words: Words,
-    keys: Sequence[Key],
-    *,
-    bits: int = 32,
-    start: int = 0,
-    workers: int | None = None,
-) -> None:
-    """Add masks to a slice of a ring vector, in place; the arguments are :func:`apply`'s."""
-    apply(words, plus=keys, bits=bits, start=start, workers=workers)
-
-
-def subtract(
-    words: Words,
-    keys: Sequence[Key],
-    *,
-    bits: int = 32,
-    start: int = 0,
-    workers: int | None = None,
-) -> None:
-    """Take masks off a slice of a ring vector, in place; the arguments are :func:`apply`'s."""
-    apply(words, minus=keys, bits=bits, start=start, workers=workers)
 
 
 def apply(

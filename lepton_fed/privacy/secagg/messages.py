@@ -303,7 +303,8 @@ class Envelope:
             FalseMessage: It is not signed by the sender, or a commitment has another length.
         """
         if not check_payload(identity, _ENVELOPE, self.body(cohort), self.signature):
-            raise FalseMessage("", f"the envelope of {self.sender} is not signed by it for this")
+            why = f"the envelope of {self.sender} is not signed by it for this round"
+            raise FalseMessage("", why)
         for commitment in (self.mask_share, self.seed_share):
             if len(commitment) != COMMITMENT_BYTES:
                 raise FalseMessage(self.sender, f"a commitment of {len(commitment)} bytes")

@@ -93,8 +93,8 @@ def test_pairwise_masks_cancel_over_any_set_of_sites(
         words = np.zeros(size, dtype=masks.words_dtype(bits))
         for other in indexes - {site}:
             key = key_of(min(site, other) * 1000 + max(site, other))
-            act = masks.add if masks.pair_sign(site, other) > 0 else masks.subtract
-            act(words, [key], bits=bits)
+            side = "plus" if masks.pair_sign(site, other) > 0 else "minus"
+            masks.apply(words, **{side: [key]}, bits=bits)
         assert len(indexes) > 2 or words.any()
         total = [(a + b) % modulus for a, b in zip(total, words.tolist(), strict=True)]
     assert total == [0] * size
@@ -107,11 +107,11 @@ def test_masks_are_added_and_taken_off_modulo_the_ring(bits: int, values: list[i
     words = np.array([v % 2**bits for v in values], dtype=dtype)
     before = words.copy()
     keys = [key_of(n) for n in range(3)]
-    masks.add(words, keys, bits=bits, start=11)
+    masks.apply(words, plus=keys, bits=bits, start=11)
     added = [naive.mask(key, len(values), bits, 11) for key in keys]
     expected = [sum(column) % 2**bits for column in zip(before.tolist(), *added, strict=True)]
     assert words.tolist() == expected
-    masks.subtract(words, keys, bits=bits, start=11)
+    masks.apply(words, minus=keys, bits=bits, start=11)
     assert (words == before).all()
 
 
@@ -137,13 +137,13 @@ def test_a_long_vector_is_shared_among_threads_and_a_short_one_is_not(
         apply_to_part(words, part, *more)
 
     monkeypatch.setattr(masks, "_apply_to_part", watched)
-    masks.add(np.zeros(3 * TASK // 4, dtype=np.uint32), [KEY], workers=2)
+    masks.apply(np.zeros(3 * TASK // 4, dtype=np.uint32), plus=[KEY], workers=2)
     here = threading.current_thread().name
     assert here not in {name for name, _ in seen}
     assert sorted(part.start for _, part in seen) == [0, 32, 64]
     assert {len(part) for _, part in seen} == {32}
     seen.clear()
-    masks.add(np.zeros(SEGMENT // 4, dtype=np.uint32), [KEY], workers=2)
+    masks.apply(np.zeros(SEGMENT // 4, dtype=np.uint32), plus=[KEY], workers=2)
     assert seen == [(here, range(1))]
 
 
@@ -160,7 +160,7 @@ def test_a_failure_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(masks, "_apply_to_part", broken)
     with pytest.raises(MemoryError):
-        masks.add(np.zeros(TASK, dtype=np.uint32), [KEY], workers=2)
+        masks.apply(np.zeros(TASK, dtype=np.uint32), plus=[KEY], workers=2)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_a_failure_in_a_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_what_does_not_fit_is_refused_and_nothing_changed(words, keys, options, said) -> None:
     before = words.copy()
-    for act in (masks.add, masks.subtract):
+    for side in ("plus", "minus"):
         with pytest.raises(ValueError, match=said):
-            act(words, keys, **options)
+            masks.apply(words, **{side: keys}, **options)
     assert (words == before).all()
 
 

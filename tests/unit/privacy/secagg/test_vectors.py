@@ -123,7 +123,7 @@ def test_masked_vectors_and_their_sum_are_as_published(cohort: Cohort) -> None:
         masks.apply(words, plus=signed[1], minus=signed[-1], bits=bits)
         assert words.tolist() == cohort.vector["masked"][index - 1]
         total += words
-    masks.subtract(total, self_keys, bits=bits)
+    masks.apply(total, minus=self_keys, bits=bits)
     assert total.tolist() == cohort.vector["sum"]
 
 
