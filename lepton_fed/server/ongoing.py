@@ -131,7 +131,9 @@ def _read(path: Path) -> OngoingRun | None:
         except FileNotFoundError:
             return None
     try:
-        return decode(OngoingRun, strict_json(content))
+        said = strict_json(content)
+        # Files of earlier versions have no result.
+        return decode(OngoingRun, {"result": None, **said} if isinstance(said, dict) else said)
     except ValueError as error:
         raise _unreliable(path, f"it is broken: {error}") from None
 
