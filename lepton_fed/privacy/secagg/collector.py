@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,9 +31,10 @@ from lepton_fed.privacy.secagg.messages import (
     FalseMessage,
     Reveal,
 )
+from lepton_fed.privacy.secagg.packing import Octets, unpacked
 from lepton_fed.privacy.secagg.shamir import SHARE_BYTES, Weights
 
-__all__ = ["Collector", "TooFew"]
+__all__ = ["Collector", "Progress", "TooFew"]
 
 
 class TooFew(Exception):
@@ -47,6 +49,25 @@ class TooFew(Exception):
         super().__init__(f"{left} sites are left, the threshold is {threshold}")
         self.left = left
         self.threshold = threshold
+
+
+@dataclass
+class Progress:
+    """How far an attempt has come: what goes on disk, with the sum, before the next phase is asked.
+
+    Args:
+        adverts: The adverts of the cohort, in the order of their names.
+        threshold: Its threshold.
+        envelopes: Those of each sender whose envelopes came in time.
+        survivors: Whose vectors are in the sum, sorted; empty before.
+        confirmations: Signatures over them; empty before.
+    """
+
+    adverts: list[dict[str, str]] = field(default_factory=list)
+    threshold: int = 0
+    envelopes: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    survivors: list[str] = field(default_factory=list)
+    confirmations: list[dict[str, str]] = field(default_factory=list)
 
 
 class Collector:
@@ -83,7 +104,67 @@ class Collector:
         self._came: set[str] = set()
         self._survivors: tuple[str, ...] = ()
         self._confirmations: dict[str, Confirmation] = {}
+        self._confirmed = False
         self._reveals: dict[str, Reveal] = {}
+
+    # --- over a restart
+
+    @property
+    def progress(self) -> Progress:
+        """Return how far the attempt has come; a phase that is not closed has not begun."""
+        cohort = self._formed()
+        return Progress(
+            [advert.wire() for advert in cohort.adverts],
+            cohort.threshold,
+            {
+                name: [envelope.wire() for envelope in self._envelopes[name].values()]
+                for name in self._senders
+            },
+            list(self._survivors),
+            [confirmation.wire() for confirmation in self._confirmations.values()]
+            if self._confirmed
+            else [],
+        )
+
+    @property
+    def total(self) -> Words:
+        """Return the sum so far, ``[size]`` words, masks and all; it is not copied."""
+        return self._total
+
+    def resume(self, progress: Progress, total: Words | None) -> Cohort:
+        """Go on from where another process was.
+
+        Args:
+            progress: What it had written down.
+            total: The sum that goes with the survivors; None when there were none yet.
+
+        Returns:
+            The cohort.
+
+        Raises:
+            ValueError: They are not of such an attempt, or do not go together.
+        """
+        adverts = [Advert.parse(advert) for advert in progress.adverts]
+        self._adverts = {advert.name: advert for advert in adverts}
+        cohort = self.form(progress.threshold)
+        for name, made in progress.envelopes.items():
+            self.add_envelopes(name, [Envelope.parse(envelope) for envelope in made])
+        self._senders = tuple(sorted(self._envelopes))
+        if progress.survivors:
+            if (
+                total is None
+                or total.shape != self._total.shape
+                or total.dtype != self._total.dtype
+            ):
+                raise ValueError("there are survivors, and no sum of theirs")
+            cohort.require(progress.survivors, "survivors", within=self._senders)
+            self._total, self._survivors = total, tuple(progress.survivors)
+            self._came = set(self._survivors)
+        for wire in progress.confirmations:
+            confirmation = Confirmation.parse(wire)
+            self.add_confirmation(confirmation.name, confirmation)
+        self._confirmed = bool(progress.confirmations)
+        return cohort
 
     # --- adverts
 
@@ -150,25 +231,25 @@ class Collector:
 
     # --- masked vectors
 
-    def add_masked(self, site: str, words: Words) -> None:
-        """Add a site's masked vector to the sum.
+    def add_masked(self, site: str, packed: Octets) -> None:
+        """Add a site's masked vector to the sum, block by block.
 
         Args:
             site: Name of the site.
-            words: ``[size]`` words below ``2**bits``.
+            packed: ``[size]`` words of the ring, packed.
 
         Raises:
-            FalseMessage: The site has none to send, or has sent it, or it is of another type or
-                length, or a word has too many bits.
+            FalseMessage: The site has none to send, or has sent it, or it has another length.
         """
         if site not in self._senders or site in self._came:
             raise FalseMessage(site, "a masked vector that nobody waits for")
-        if words.dtype != self._total.dtype or words.shape != self._total.shape:
-            raise FalseMessage(site, f"a masked vector of {words.dtype} {words.shape}")
-        if words.size and int(words.max()) >> self._bits:
-            raise FalseMessage(site, f"a masked word of more than {self._bits} bits")
-        np.add(self._total, words, out=self._total)
-        self._came.add(site)
+        try:
+            blocks = unpacked(packed, self._total.size, self._bits)
+        except ValueError as error:
+            raise FalseMessage(site, str(error)) from None
+        self._came.add(site)  # from here on the sum has some of it
+        for part, words in blocks:
+            self._total[part] += words
 
     def close_masked(self) -> tuple[str, ...]:
         """Return whose vectors are in the sum, sorted.
@@ -205,7 +286,9 @@ class Collector:
         Raises:
             TooFew: They are fewer than the threshold.
         """
-        return [self._confirmations[site] for site in self._enough(self._confirmations)]
+        names = self._enough(self._confirmations)
+        self._confirmed = True
+        return [self._confirmations[site] for site in names]
 
     # --- shares
 

@@ -85,10 +85,26 @@ class Rules:
 
 
 @dataclass
+class Coming:
+    """The attempt that a site has given an advert for; the one that is going on stays meanwhile.
+
+    Args:
+        round_number: Its round; 0 for none.
+        attempt: The attempt at it.
+        secrets: Its three secrets, hexadecimal.
+    """
+
+    round_number: int = 0
+    attempt: int = 0
+    secrets: list[str] = field(default_factory=list)
+
+
+@dataclass
 class State:
     """What a site remembers of a run's secure aggregation; synced before each answer leaves.
 
     Args:
+        coming: The attempt that it has given an advert for.
         closed: Last round whose shares it has revealed.
         round_number: The round that is going on; 0 before the first.
         attempt: The attempt at it.
@@ -106,6 +122,7 @@ class State:
         survivors: Whose vectors the site confirmed to be in the sum, sorted.
     """
 
+    coming: Coming = field(default_factory=Coming)
     closed: int = 0
     round_number: int = 0
     attempt: int = 0
@@ -167,24 +184,17 @@ class Member:
     def advertise(self, context: Context) -> Advert:
         """Return the advert for an attempt; the first call draws its secrets.
 
+        The attempt that is going on goes on until envelopes are made for this one.
+
         Args:
             context: The attempt, with round and attempt as the coordinator counts them.
 
         Raises:
             FalseMessage: The round is closed, or the attempt lies behind.
         """
-        state = self.state
-        number = (context.round_number, context.attempt)
-        if context.round_number <= state.closed:
-            raise FalseMessage("", f"round {context.round_number} is closed")
-        if number < (state.round_number, state.attempt):
-            raise FalseMessage("", f"attempt {context.attempt} at round {number[0]} lies behind")
-        if number > (state.round_number, state.attempt):
-            self._begin(context)
-        secret = self._secrets()
-        seed = commit(context, SEED, secret.self_mask, owner=self._name)
-        advert = Advert(self._name, secret.mask.public, secret.envelope.public, seed)
-        return advert.signed(context, self._identity)
+        if not self._is_current(context) or context.round_number <= self.state.closed:
+            self._require_open(context)
+        return self._advert(context, self._secrets(context))
 
     def share(self, context: Context, adverts: Sequence[Advert], threshold: int) -> list[Envelope]:
         """Return an envelope for each site of a cohort, one for this site's own shares among them.
@@ -195,14 +205,16 @@ class Member:
             threshold: How many shares shall give a secret.
 
         Raises:
-            FalseMessage: The cohort is not one that this site takes part in.
+            FalseMessage: The cohort is not one that this site takes part in. Nothing is remembered
+                then.
         """
         request = [[advert.wire() for advert in adverts], threshold]
-        if self._is_repeated(context, "share", request):
+        if self._is_current(context) and self._is_repeated(context, "share", request):
             return [Envelope.parse(envelope) for envelope in self.state.envelopes]
+        self._require_open(context)
         cohort = Cohort(context, tuple(adverts), threshold)
-        self._check_cohort(cohort)
-        secret = self._secrets()
+        secret = self._secrets(context)
+        self._check_cohort(cohort, secret)
         shares = {
             kind: split(value, len(adverts), threshold, self._randomness)
             for kind, value in ((MASK_SHARE, secret.mask.secret), (SEED_SHARE, secret.self_mask))
@@ -211,13 +223,20 @@ class Member:
             self._envelope(cohort, secret, advert.name, *(part[at] for part in shares.values()))
             for at, advert in enumerate(adverts)
         ]
-        state, own = self.state, cohort.parties[self._name].index - 1
-        if not state.first:
-            state.first, state.first_threshold = list(cohort.names), threshold
-        state.threshold = threshold
-        state.adverts = [advert.wire() for advert in adverts]
-        state.envelopes = [envelope.wire() for envelope in made]
-        state.seed_shares = {self._name: shares[SEED_SHARE][own].hex()}
+        own, state = cohort.parties[self._name].index - 1, self.state
+        same = context.round_number == state.round_number and bool(state.first)
+        self.state = State(
+            closed=state.closed,
+            round_number=context.round_number,
+            attempt=context.attempt,
+            first=state.first if same else list(cohort.names),
+            first_threshold=state.first_threshold if same else threshold,
+            secrets=state.coming.secrets,
+            threshold=threshold,
+            adverts=[advert.wire() for advert in adverts],
+            envelopes=[envelope.wire() for envelope in made],
+            seed_shares={self._name: shares[SEED_SHARE][own].hex()},
+        )
         self._note(context, "share", request)
         return made
 
@@ -296,7 +315,15 @@ class Member:
 
     # --- what is checked
 
-    def _check_cohort(self, cohort: Cohort) -> None:
+    def _require_open(self, context: Context) -> None:
+        """Refuse an attempt that is not after the one that is going on."""
+        state, number = self.state, (context.round_number, context.attempt)
+        if context.round_number <= state.closed:
+            raise FalseMessage("", f"round {context.round_number} is closed")
+        if number <= (state.round_number, state.attempt):
+            raise FalseMessage("", f"attempt {context.attempt} at round {number[0]} lies behind")
+
+    def _check_cohort(self, cohort: Cohort, secret: RoundSecrets) -> None:
         state, sites = self.state, len(cohort.names)
         for advert in cohort.adverts:
             key = self._roster.get(advert.name)
@@ -305,7 +332,7 @@ class Member:
             advert.check(cohort.context, key, post_quantum=self._rules.post_quantum)
         if self._name not in cohort.names:
             raise FalseMessage("", "the cohort is without this site")
-        if cohort.advert(self._name) != self.advertise(cohort.context):
+        if cohort.advert(self._name) != self._advert(cohort.context, secret):
             raise FalseMessage("", "the cohort holds another advert of this site than its own")
         self._require_cohort(sites)
         least = self._rules.least(sites)
@@ -313,7 +340,9 @@ class Member:
             raise FalseMessage(
                 "", f"a threshold of {cohort.threshold} of {sites} sites is below {least}"
             )
-        if state.first and not set(cohort.names) <= set(state.first):
+        if cohort.context.round_number != state.round_number:
+            return
+        if not set(cohort.names) <= set(state.first):
             raise FalseMessage("", "this attempt has sites that the first at its round had not")
         if cohort.threshold < state.first_threshold:
             raise FalseMessage("", "this attempt has a lower threshold than the first at its round")
@@ -328,7 +357,7 @@ class Member:
         senders = sorted([*(envelope.sender for envelope in envelopes), self._name])
         cohort.require(senders, "senders", within=cohort.names)
         self._require_cohort(len(senders))
-        pair = self._secrets().envelope
+        pair = self._secrets(context).envelope
         seeds, masks, wrapped = {}, {}, {}
         for envelope in envelopes:
             sender = cohort.parties[envelope.sender]
@@ -390,19 +419,10 @@ class Member:
 
     # --- what is made
 
-    def _begin(self, context: Context) -> None:
-        """Draw the secrets of a new attempt; what is remembered of the round stays."""
-        state = self.state
-        same = context.round_number == state.round_number
-        drawn = [self._randomness(SECRET_BYTES).hex() for _ in range(3)]
-        self.state = State(
-            closed=state.closed,
-            round_number=context.round_number,
-            attempt=context.attempt,
-            first=state.first if same else [],
-            first_threshold=state.first_threshold if same else 0,
-            secrets=drawn,
-        )
+    def _advert(self, context: Context, secret: RoundSecrets) -> Advert:
+        seed = commit(context, SEED, secret.self_mask, owner=self._name)
+        advert = Advert(self._name, secret.mask.public, secret.envelope.public, seed)
+        return advert.signed(context, self._identity)
 
     def _close(self, context: Context, survivors: Sequence[str], dropped: Sequence[str]) -> None:
         """Keep of the round what is revealed, in case it is asked for again, and nothing else."""
@@ -412,11 +432,20 @@ class Member:
         state.seed_shares = {name: state.seed_shares[name] for name in survivors}
         state.mask_shares = {name: state.mask_shares[name] for name in dropped}
 
-    def _secrets(self) -> RoundSecrets:
-        if not self.state.secrets:
+    def _secrets(self, context: Context) -> RoundSecrets:
+        """Return the secrets of the attempt that is going on, or of one that comes after it."""
+        state, number = self.state, (context.round_number, context.attempt)
+        if self._is_current(context):
+            found = state.secrets
+        else:
+            if (state.coming.round_number, state.coming.attempt) != number:
+                drawn = [self._randomness(SECRET_BYTES).hex() for _ in range(3)]
+                state.coming = Coming(*number, drawn)
+            found = state.coming.secrets
+        if not found:
             raise FalseMessage("", "the secrets of this attempt are wiped")
-        drawn = [bytes.fromhex(secret) for secret in self.state.secrets]
-        return RoundSecrets(*drawn, post_quantum=self._rules.post_quantum)
+        drawn_before = [bytes.fromhex(secret) for secret in found]
+        return RoundSecrets(*drawn_before, post_quantum=self._rules.post_quantum)
 
     def _cohort(self, context: Context) -> Cohort:
         adverts = tuple(Advert.parse(advert) for advert in self.state.adverts)
@@ -450,7 +479,8 @@ class Member:
         return envelope.signed(cohort, self._identity)
 
     def _mask_keys(self, cohort: Cohort) -> MaskKeys:
-        secret, state, context = self._secrets(), self.state, cohort.context
+        state, context = self.state, cohort.context
+        secret = self._secrets(context)
         own = cohort.parties[self._name]
         made = {envelope["recipient"]: envelope["wrapped"] for envelope in state.envelopes}
         keys = MaskKeys([self_mask_key(secret.self_mask, context, own)], [])

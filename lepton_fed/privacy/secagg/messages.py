@@ -67,19 +67,19 @@ Wire = dict[str, str]
 def _unhex(fields: Mapping[str, object], names: Sequence[str], kind: str) -> list[Any]:
     """Return the fields of a message that came as text; bytes but for those that are names."""
     if set(fields) != set(names):
-        raise FalseMessage("", f"an {kind} with other fields than {', '.join(names)}")
+        raise FalseMessage("", f"no {kind}: other fields than {', '.join(names)}")
     found: list[Any] = []
     for name in names:
         text = fields[name]
         if not isinstance(text, str):
-            raise FalseMessage("", f"an {kind} whose {name} is no text")
+            raise FalseMessage("", f"no {kind}: its {name} is no text")
         if name in _TEXTS:
             found.append(text)
             continue
         try:
             found.append(bytes.fromhex(text))
         except ValueError:
-            raise FalseMessage("", f"an {kind} whose {name} is not hexadecimal") from None
+            raise FalseMessage("", f"no {kind}: its {name} is not hexadecimal") from None
     return found
 
 
@@ -322,6 +322,19 @@ class Confirmation:
     name: str
     signature: bytes
 
+    def wire(self) -> Wire:
+        """Return the confirmation as it travels."""
+        return {"name": self.name, "signature": self.signature.hex()}
+
+    @classmethod
+    def parse(cls, unverified: Mapping[str, object]) -> Confirmation:
+        """Return the confirmation that came; nothing of it is checked but its form.
+
+        Raises:
+            FalseMessage: It has not the form of a confirmation.
+        """
+        return cls(*_unhex(unverified, ("name", "signature"), "confirmation"))
+
     @staticmethod
     def body(cohort: Cohort, senders: Sequence[str], survivors: Sequence[str]) -> bytes:
         """Return what is signed.
@@ -373,3 +386,30 @@ class Reveal:
 
     seeds: Mapping[str, bytes]
     masks: Mapping[str, bytes]
+
+    def wire(self) -> dict[str, Wire]:
+        """Return the shares as they travel."""
+        return {
+            "seeds": {name: share.hex() for name, share in self.seeds.items()},
+            "masks": {name: share.hex() for name, share in self.masks.items()},
+        }
+
+    @classmethod
+    def parse(cls, unverified: Mapping[str, object]) -> Reveal:
+        """Return the shares that came; nothing of them is checked but their form.
+
+        Raises:
+            FalseMessage: They have not the form of shares.
+        """
+        if set(unverified) != {"seeds", "masks"}:
+            raise FalseMessage("", "no shares: other fields than seeds, masks")
+        return cls(*(_shares(unverified[kind]) for kind in ("seeds", "masks")))
+
+
+def _shares(unverified: object) -> dict[str, bytes]:
+    if not isinstance(unverified, Mapping):
+        raise FalseMessage("", "no shares: not a table of them")
+    try:
+        return {str(name): bytes.fromhex(share) for name, share in unverified.items()}
+    except (TypeError, ValueError):
+        raise FalseMessage("", "no shares: one is not hexadecimal") from None

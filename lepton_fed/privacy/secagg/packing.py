@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from lepton_fed.privacy.secagg.masks import Words, words_dtype
 
-__all__ = ["pack", "packed_bytes", "unpack"]
+__all__ = ["Octets", "pack", "packed_bytes", "unpack", "unpacked"]
 
 _UNIT_BITS = 64
 _BLOCK_WORDS = 1 << 16  # a multiple of every group; its temporaries stay in cache
@@ -64,6 +64,8 @@ def pack(words: Words, bits: int) -> bytes:
         raise ValueError(f"a ring of {bits} bits takes a vector of {dtype}, not {words.dtype}")
     if words.size and int(words.max()) >> bits:
         raise ValueError(f"a word has more than {bits} bits")
+    if bits == 8 * dtype.itemsize:
+        return words.astype(dtype.newbyteorder("<"), copy=False).tobytes()
     group, units = _group(bits)
     packed = np.zeros((-(-words.size // group), units), dtype="<u8")
     for first in range(0, words.size, _BLOCK_WORDS):
@@ -72,6 +74,17 @@ def pack(words: Words, bits: int) -> bytes:
         for place, unit, shift in _pieces(group, bits):
             target[:, unit] |= _moved(rows[:, place], -shift)
     return packed.tobytes()[: packed_bytes(words.size, bits)]
+
+
+class Octets(Protocol):
+    """Bytes that are read by slices: an array in memory, or a file."""
+
+    @property
+    def size(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, part: slice, /) -> npt.NDArray[np.uint8]:
+        """Return some of them."""
 
 
 def unpack(packed: bytes | bytearray | memoryview, count: int, bits: int) -> Words:
@@ -88,27 +101,56 @@ def unpack(packed: bytes | bytearray | memoryview, count: int, bits: int) -> Wor
     Raises:
         ValueError: The bytes are too few or too many, or the last byte is not filled up with zeros.
     """
-    dtype = words_dtype(bits)
+    blocks = unpacked(np.frombuffer(packed, dtype=np.uint8), count, bits)
+    words: Words = np.empty(count, dtype=words_dtype(bits))
+    for part, found in blocks:
+        words[part] = found
+    return words
+
+
+def unpacked(packed: Octets, count: int, bits: int) -> Iterator[tuple[slice, Words]]:
+    """Return the words that bytes of the wire stand for, block by block.
+
+    All is checked before the first block is there.
+
+    Args:
+        packed: :func:`packed_bytes` bytes.
+        count: How many words there are.
+        bits: Size of the ring in bits, 16 to 64.
+
+    Returns:
+        Where each block belongs, and its words as :func:`unpack` returns them.
+
+    Raises:
+        ValueError: The bytes are too few or too many, or the last byte is not filled up with zeros.
+    """
     expected = packed_bytes(count, bits)
-    raw = np.frombuffer(packed, dtype=np.uint8)
-    if raw.size != expected:
-        raise ValueError(f"{count} words of {bits} bits take {expected} bytes, not {raw.size}")
+    if packed.size != expected:
+        raise ValueError(f"{count} words of {bits} bits take {expected} bytes, not {packed.size}")
     used = count * bits % 8
-    if used and raw[-1] >> used:
+    if used and packed[expected - 1 : expected][0] >> used:
         raise ValueError("the last byte is not filled up with zeros")
+    return _blocks(packed, count, bits)
+
+
+def _blocks(packed: Octets, count: int, bits: int) -> Iterator[tuple[slice, Words]]:
+    dtype = words_dtype(bits)
     group, units = _group(bits)
-    words: Words = np.empty(count, dtype=dtype)
     for first in range(0, count, _BLOCK_WORDS):
-        part = words[first : first + _BLOCK_WORDS]
+        part = slice(first, min(first + _BLOCK_WORDS, count))
         begin = first * bits // 8
-        rows = _whole_groups(raw[begin : begin + packed_bytes(part.size, bits)], 8 * units)
-        packed_rows = rows.view("<u8")
-        found = np.zeros((len(rows), group), dtype=np.uint64)
+        raw = packed[begin : begin + packed_bytes(part.stop - first, bits)]
+        if bits == 8 * dtype.itemsize:
+            words: Words = raw.view(dtype.newbyteorder("<"))
+            yield part, words
+            continue
+        packed_rows = _whole_groups(raw, 8 * units).view("<u8")
+        found = np.zeros((len(packed_rows), group), dtype=np.uint64)
         for place, unit, shift in _pieces(group, bits):
             found[:, place] |= _moved(packed_rows[:, unit], shift)
         found &= np.uint64((1 << bits) - 1)
-        part[:] = found.reshape(-1)[: part.size]
-    return words
+        narrow: Words = found.reshape(-1)[: part.stop - first].astype(dtype, copy=False)
+        yield part, narrow
 
 
 def _group(bits: int) -> tuple[int, int]:

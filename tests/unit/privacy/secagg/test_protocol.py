@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.identity.signature import PrivateKey
-from lepton_fed.privacy.secagg import masks
-from lepton_fed.privacy.secagg.collector import Collector, TooFew
+from lepton_fed.privacy.secagg import masks, packing
+from lepton_fed.privacy.secagg.collector import Collector, Progress, TooFew
 from lepton_fed.privacy.secagg.context import Context
 from lepton_fed.privacy.secagg.masks import words_dtype
 from lepton_fed.privacy.secagg.member import Member, Rules, State
@@ -58,10 +59,11 @@ class Federation:
     def keep(self, name: str, member: Member) -> None:
         self.states[name] = member.state
 
-    def masked(self, name: str, keys: masks.Words | object) -> masks.Words:
+    def masked(self, name: str, keys: masks.Words | object) -> npt.NDArray[np.uint8]:
+        """Return a site's masked vector as it travels."""
         words = self.vectors[name].copy()
         masks.apply(words, plus=keys.plus, minus=keys.minus, bits=self.bits)  # type: ignore[attr-defined]
-        return words
+        return np.frombuffer(packing.pack(words, self.bits), np.uint8)
 
     def sum(self, names: list[str] | tuple[str, ...]) -> masks.Words:
         total = np.zeros(SIZE, dtype=words_dtype(self.bits))
@@ -73,7 +75,11 @@ class Federation:
 def attempt(
     federation: Federation, context: Context, gone: Mapping[str, str]
 ) -> tuple[tuple[str, ...], masks.Words]:
-    """Run an attempt; ``gone`` says before which phase a site is lost."""
+    """Run an attempt; ``gone`` says before which phase a site is lost.
+
+    The coordinator is another process in every phase, and in each a site says what its keys of the
+    next round are.
+    """
 
     def there(name: str, phase: str) -> bool:
         return name not in gone or PHASES.index(gone[name]) > PHASES.index(phase)
@@ -81,28 +87,45 @@ def attempt(
     def ask(name: str, phase: str, *request: object) -> object:
         member = federation.member(name)
         answer = getattr(member, phase)(context, *request)
+        if phase != "advertise":
+            member.advertise(replace(context, round_number=context.round_number + 1))
         federation.keep(name, member)
         return answer
 
-    collector = Collector(
-        context, federation.roster, SIZE, federation.bits, post_quantum=federation.post_quantum
-    )
+    def restarted(before: Collector) -> Collector:
+        content = json.dumps(asdict(before.progress)).encode()
+        after = new()
+        total = before.total.copy() if before.progress.survivors else None
+        after.resume(decode(Progress, strict_json(content)), total)
+        return after
+
+    def new() -> Collector:
+        return Collector(
+            context, federation.roster, SIZE, federation.bits, post_quantum=federation.post_quantum
+        )
+
+    collector = new()
     for name in federation.names:
         collector.add_advert(name, ask(name, "advertise"))  # type: ignore[arg-type]
     threshold = Rules(3, federation.threshold).least(len(federation.names))
     cohort = collector.form(threshold)
+    collector = restarted(collector)
     for name in cohort.names:
         if there(name, "share"):
             collector.add_envelopes(name, ask(name, "share", cohort.adverts, threshold))  # type: ignore[arg-type]
-    for name in collector.close_envelopes():
+    senders = collector.close_envelopes()
+    collector = restarted(collector)
+    for name in senders:
         if there(name, "mask"):
             keys = ask(name, "mask", collector.envelopes_for(name))
             collector.add_masked(name, federation.masked(name, keys))
     survivors = collector.close_masked()
+    collector = restarted(collector)
     for name in survivors:
         if there(name, "confirm"):
             collector.add_confirmation(name, ask(name, "confirm", survivors))  # type: ignore[arg-type]
     confirmations = collector.close_confirmations()
+    collector = restarted(collector)
     for name in survivors:
         if there(name, "reveal"):
             collector.add_reveal(
@@ -140,3 +163,18 @@ def test_the_sum_is_that_of_those_who_stayed_whoever_drops_out(data: st.DataObje
     survivors, total = attempt(federation, ROUND, gone)
     assert list(survivors) == left["mask"]
     np.testing.assert_array_equal(total, federation.sum(survivors))
+
+
+def test_a_coordinator_cannot_go_on_with_survivors_and_no_sum_of_theirs() -> None:
+    federation = Federation(list("abc"))
+    collector = Collector(ROUND, federation.roster, SIZE)
+    for name in federation.names:
+        member = federation.member(name)
+        collector.add_advert(name, member.advertise(ROUND))
+    collector.form(2)
+    progress = replace(collector.progress, survivors=["a", "b"])
+    for total in (None, np.zeros(SIZE + 1, np.uint32), np.zeros(SIZE, np.uint64)):
+        with pytest.raises(ValueError, match="no sum of theirs"):
+            Collector(ROUND, federation.roster, SIZE).resume(progress, total)
+    with pytest.raises(ValueError, match="cannot be among the survivors"):
+        Collector(ROUND, federation.roster, SIZE).resume(progress, np.zeros(SIZE, np.uint32))
