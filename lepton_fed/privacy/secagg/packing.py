@@ -149,8 +149,9 @@ def _blocks(packed: Octets, count: int, bits: int) -> Iterator[tuple[slice, Word
         for place, unit, shift in _pieces(group, bits):
             found[:, place] |= _moved(packed_rows[:, unit], shift)
         found &= np.uint64((1 << bits) - 1)
-        narrow: Words = found.reshape(-1)[: part.stop - first].astype(dtype, copy=False)
-        yield part, narrow
+        ring: Words = np.empty(part.stop - first, dtype=dtype)
+        ring[:] = found.reshape(-1)[: ring.size]
+        yield part, ring
 
 
 def _group(bits: int) -> tuple[int, int]:
