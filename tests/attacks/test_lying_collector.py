@@ -81,7 +81,7 @@ class World:
 
     def to_masks(self, senders: Sequence[str] = NAMES, context: Context = ROUND) -> World:
         for name in senders:
-            self.call(name, "mask", self.inbox(name, senders), context=context)
+            self.call(name, "mask", self.inbox(name, senders), senders, context=context)
         return self
 
     def confirmed(
@@ -188,13 +188,13 @@ def test_swapped_edited_and_foreign_envelopes_are_refused(world: World) -> None:
     inbox = world.inbox(VICTIM)
     other = world.inbox("b")
     swapped = [other[-1] if envelope.sender == "f" else envelope for envelope in inbox]
-    assert "an envelope for b" in world.refuses(VICTIM, "mask", swapped)
+    assert "an envelope for b" in world.refuses(VICTIM, "mask", swapped, NAMES)
     relabelled = [replace(envelope, recipient=VICTIM) for envelope in swapped]
-    assert "not signed by" in world.refuses(VICTIM, "mask", relabelled)
+    assert "not signed by" in world.refuses(VICTIM, "mask", relabelled, NAMES)
     edited = [replace(inbox[0], sealed=inbox[0].sealed[:-1] + b"x"), *inbox[1:]]
-    assert "not signed by" in world.refuses(VICTIM, "mask", edited)
+    assert "not signed by" in world.refuses(VICTIM, "mask", edited, NAMES)
     twice = [inbox[0], *inbox]
-    assert "different sites" in world.refuses(VICTIM, "mask", twice)
+    assert "different sites" in world.refuses(VICTIM, "mask", twice, NAMES)
 
 
 def test_an_envelope_of_another_attempt_is_refused(world: World) -> None:
@@ -202,22 +202,24 @@ def test_an_envelope_of_another_attempt_is_refused(world: World) -> None:
     before.to_shares(replace(ROUND, round_number=4))
     world.to_shares()
     mixed = [before.inbox(VICTIM)[0], *world.inbox(VICTIM)[1:]]
-    assert "not signed by" in world.refuses(VICTIM, "mask", mixed)
+    assert "not signed by" in world.refuses(VICTIM, "mask", mixed, NAMES)
 
 
 def test_too_few_envelopes_are_refused(world: World) -> None:
     world.to_shares()
-    assert "below the threshold" in world.refuses(VICTIM, "mask", world.inbox(VICTIM, NAMES[:3]))
-    assert "below the threshold" in world.refuses(VICTIM, "mask", [])
+    assert "below the threshold" in world.refuses(
+        VICTIM, "mask", world.inbox(VICTIM, NAMES[:3]), NAMES[:3]
+    )
+    assert "below the threshold" in world.refuses(VICTIM, "mask", [], [])
 
 
 def test_a_second_set_of_envelopes_is_refused_after_a_restart_too(world: World) -> None:
     world.to_shares()
-    first = world.call(VICTIM, "mask", world.inbox(VICTIM))
+    first = world.call(VICTIM, "mask", world.inbox(VICTIM), NAMES)
     assert "another mask was answered" in world.refuses(
-        VICTIM, "mask", world.inbox(VICTIM, NAMES[:5])
+        VICTIM, "mask", world.inbox(VICTIM, NAMES[:5]), NAMES[:5]
     )
-    again = world.call(VICTIM, "mask", world.inbox(VICTIM))
+    again = world.call(VICTIM, "mask", world.inbox(VICTIM), NAMES)
     assert isinstance(first, MaskKeys)
     assert again == first, "the same vector under the same masks"
 
@@ -229,7 +231,7 @@ def test_a_site_that_makes_a_false_share_is_named(world: World) -> None:
     cohort = Cohort(ROUND, tuple(world.adverts), THRESHOLD)
     lying = replace(world.envelopes["b"][0], seed_share=bytes(32)).signed(cohort, world.keys["b"])
     world.envelopes["b"][0] = lying
-    said = world.refuses(VICTIM, "mask", world.inbox(VICTIM))
+    said = world.refuses(VICTIM, "mask", world.inbox(VICTIM), NAMES)
     assert said.startswith("b: ")
 
 
@@ -238,7 +240,7 @@ def test_a_site_that_makes_a_false_share_is_named(world: World) -> None:
 
 def test_phases_out_of_order_are_refused(world: World) -> None:
     world.to_adverts()
-    assert "no shares" in world.refuses(VICTIM, "mask", [])
+    assert "no shares" in world.refuses(VICTIM, "mask", [], NAMES)
     world = World(keys=world.keys).to_shares()
     assert "comes after" in world.refuses(VICTIM, "confirm", list(NAMES))
     assert "comes after" in world.refuses(VICTIM, "reveal", list(NAMES), [], [])
@@ -351,7 +353,7 @@ def test_a_round_that_was_opened_is_closed_for_good(world: World, attempt: int) 
     assert "closed" in world.refuses(VICTIM, "advertise", context=context)
     for phase, request in (
         ("share", (world.adverts, THRESHOLD)),
-        ("mask", (world.inbox(VICTIM),)),
+        ("mask", (world.inbox(VICTIM), NAMES)),
         ("confirm", (list(NAMES[:5]),)),
     ):
         world.refuses(VICTIM, phase, *request, context=context)
@@ -379,7 +381,7 @@ def test_a_second_attempt_has_other_keys_and_the_first_is_over(world: World) -> 
     second = World(keys=world.keys, files=world.files).to_shares(replace(ROUND, attempt=2))
     assert second.adverts[0].mask != first.mask
     assert second.adverts[0].envelope != first.envelope
-    assert "no shares for this attempt" in world.refuses(VICTIM, "mask", before)
+    assert "no shares for this attempt" in world.refuses(VICTIM, "mask", before, NAMES)
     assert "no shares for this attempt" in world.refuses(VICTIM, "confirm", list(NAMES))
     assert "lies behind" in world.refuses(VICTIM, "advertise")
 
@@ -428,7 +430,7 @@ def test_answers_differ_from_attempt_to_attempt_and_never_within_one(world: Worl
     asks: list[Callable[[], object]] = [
         lambda: world.call(VICTIM, "advertise"),
         lambda: world.call(VICTIM, "share", world.adverts, THRESHOLD),
-        lambda: world.call(VICTIM, "mask", world.inbox(VICTIM)),
+        lambda: world.call(VICTIM, "mask", world.inbox(VICTIM), NAMES),
     ]
     world.to_shares()
     for ask in asks:

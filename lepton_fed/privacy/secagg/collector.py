@@ -8,6 +8,8 @@ together by what they were to give.
 References:
     K. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
     CCS 2017, figure 4.
+    J. Bell, K. Bonawitz, A. Gascón, T. Lepoint, M. Raykova, "Secure Single-Server Aggregation with
+    (Poly)Logarithmic Overhead", CCS 2020, section 4.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import numpy as np
 from lepton_fed.identity.signature import PublicKey as IdentityKey
 from lepton_fed.privacy.secagg import masks
 from lepton_fed.privacy.secagg.context import Context, opens
-from lepton_fed.privacy.secagg.keys import KeyPair, mask_key, self_mask_key
+from lepton_fed.privacy.secagg.graph import Graph, Graphs
+from lepton_fed.privacy.secagg.keys import KeyPair, mask_key, self_mask_key, wrapping_party
 from lepton_fed.privacy.secagg.masks import Words, pair_sign, words_dtype
 from lepton_fed.privacy.secagg.member import MASK_SHARE, SEED, SEED_SHARE
 from lepton_fed.privacy.secagg.messages import (
@@ -30,6 +33,7 @@ from lepton_fed.privacy.secagg.messages import (
     Envelope,
     FalseMessage,
     Reveal,
+    require_list,
 )
 from lepton_fed.privacy.secagg.packing import Octets, unpacked
 from lepton_fed.privacy.secagg.shamir import SHARE_BYTES, Weights
@@ -43,10 +47,13 @@ class TooFew(Exception):
     Args:
         left: How many are left.
         threshold: How many are needed.
+        owner: Name of the site whose secrets they hold, if only these are too few.
     """
 
-    def __init__(self, left: int, threshold: int) -> None:
-        super().__init__(f"{left} sites are left, the threshold is {threshold}")
+    def __init__(self, left: int, threshold: int, owner: str = "") -> None:
+        those = f"holders of the secrets of {owner}" if owner else "sites"
+        super().__init__(f"{left} {those} are left, the threshold is {threshold}")
+        self.owner = owner
         self.left = left
         self.threshold = threshold
 
@@ -81,6 +88,7 @@ class Collector:
         size: Length of the masked vector, in words.
         bits: Size of the ring in bits, 16 to 64.
         post_quantum: Whether keys are agreed with ML-KEM-768 too.
+        graphs: As :class:`~lepton_fed.privacy.secagg.messages.Cohort` takes it.
     """
 
     def __init__(
@@ -91,11 +99,13 @@ class Collector:
         bits: int = 32,
         *,
         post_quantum: bool = False,
+        graphs: Graphs = Graph.of,
     ) -> None:
         self._context = context
         self._roster = roster
         self._bits = bits
         self._post_quantum = post_quantum
+        self._graphs = graphs
         self._adverts: dict[str, Advert] = {}
         self._cohort: Cohort | None = None
         self._envelopes: dict[str, dict[str, Envelope]] = {}
@@ -191,22 +201,29 @@ class Collector:
         Raises:
             FalseMessage: The threshold is not more than half of them, or two have one key.
         """
-        self._cohort = Cohort.of(self._context, self._adverts.values(), threshold)
+        self._cohort = Cohort.of(self._context, self._adverts.values(), threshold, self._graphs)
         return self._cohort
 
     # --- envelopes
 
     def add_envelopes(self, site: str, envelopes: Sequence[Envelope]) -> None:
-        """Take the envelopes that a site made, one for each of the cohort, itself among them.
+        """Take the envelopes that a site made, one for each holder that it picked and for itself.
 
         Raises:
-            FalseMessage: One is missing, is there twice, or is not signed by the site.
+            FalseMessage: They are not as many as it had to pick, or one is there twice, for no
+                site of the cohort, or not signed by the site.
         """
         cohort = self._formed()
         if site not in cohort.names or site in self._envelopes:
             raise FalseMessage(site, "envelopes of a stranger, or for the second time")
-        if [envelope.recipient for envelope in envelopes] != list(cohort.names):
-            raise FalseMessage(site, "not one envelope for each site of the cohort")
+        holders = [envelope.recipient for envelope in envelopes]
+        try:
+            require_list(holders, "holders", within=cohort.names)
+        except FalseMessage as error:
+            raise FalseMessage(site, error.why) from None
+        if len(holders) != cohort.graph.degree + 1 or site not in holders:
+            why = f"{len(holders)} envelopes, not one for itself and {cohort.graph.degree} others"
+            raise FalseMessage(site, why)
         for envelope in envelopes:
             if envelope.sender != site:
                 raise FalseMessage(site, "an envelope in the name of another site")
@@ -217,7 +234,7 @@ class Collector:
         self._envelopes[site] = {envelope.recipient: envelope for envelope in envelopes}
 
     def close_envelopes(self) -> tuple[str, ...]:
-        """Return whose envelopes came, sorted: these are masked with each other.
+        """Return whose envelopes came, sorted: these send a masked vector.
 
         Raises:
             TooFew: They are fewer than the threshold.
@@ -227,7 +244,16 @@ class Collector:
 
     def envelopes_for(self, site: str) -> list[Envelope]:
         """Return the envelopes for a site, in the order of their senders' names."""
-        return [self._envelopes[sender][site] for sender in self._senders if sender != site]
+        return [
+            self._envelopes[sender][site]
+            for sender in self._senders
+            if sender != site and site in self._envelopes[sender]
+        ]
+
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """Return whose envelopes came in time, sorted: what goes with the envelopes to each."""
+        return self._senders
 
     # --- masked vectors
 
@@ -239,9 +265,10 @@ class Collector:
             packed: ``[size]`` words of the ring, packed.
 
         Raises:
-            FalseMessage: The site has none to send, or has sent it, or it has another length.
+            FalseMessage: The site has none to send, or has sent it, or it has another length, or
+                the survivors were told.
         """
-        if site not in self._senders or site in self._came:
+        if site not in self._senders or site in self._came or self._survivors:
             raise FalseMessage(site, "a masked vector that nobody waits for")
         try:
             blocks = unpacked(packed, self._total.size, self._bits)
@@ -263,7 +290,8 @@ class Collector:
     @property
     def dropped(self) -> tuple[str, ...]:
         """Return whose envelopes came and whose masked vectors did not, sorted."""
-        return tuple(name for name in self._senders if name not in self._survivors)
+        survivors = set(self._survivors)
+        return tuple(name for name in self._senders if name not in survivors)
 
     # --- confirmations
 
@@ -276,7 +304,8 @@ class Collector:
         cohort = self._formed()
         if site not in self._survivors or confirmation.name != site:
             raise FalseMessage(site, "a confirmation that nobody waits for")
-        if not confirmation.is_of(cohort, self._senders, self._survivors, self._roster[site]):
+        body = Confirmation.body(cohort, self._senders, self._survivors)
+        if not confirmation.is_over(body, self._roster[site]):
             raise FalseMessage(site, "its confirmation is not of this sum")
         self._confirmations[site] = confirmation
 
@@ -301,9 +330,11 @@ class Collector:
         """
         if site not in self._survivors or site in self._reveals:
             raise FalseMessage(site, "shares that nobody waits for")
-        if sorted(reveal.seeds) != list(self._survivors) or sorted(reveal.masks) != list(
-            self.dropped
-        ):
+        asked = [
+            [owner for owner in owners if site in self._envelopes[owner]]
+            for owners in (self._survivors, self.dropped)
+        ]
+        if [sorted(reveal.seeds), sorted(reveal.masks)] != asked:
             raise FalseMessage(site, "shares of others than it was asked for")
         for kind, shares in ((SEED_SHARE, reveal.seeds), (MASK_SHARE, reveal.masks)):
             for owner, share in shares.items():
@@ -319,21 +350,26 @@ class Collector:
             FalseMessage: A site shared out something else than it had committed to.
         """
         cohort = self._formed()
-        holders = self._enough(self._reveals)
-        points = {cohort.parties[name].index: name for name in holders}
-        weights = Weights.at(list(points), cohort.threshold)
+        self._enough(self._reveals)
+        rebuild = _Rebuilding(cohort.graph.threshold)
         plus: list[bytearray] = []
-        minus = [self._self_mask(cohort, owner, weights, points) for owner in self._survivors]
+        minus = [self._self_mask(cohort, owner, rebuild) for owner in self._survivors]
         for owner in self.dropped:
-            self._pair_masks(cohort, owner, weights, points, plus, minus)
+            self._pair_masks(cohort, owner, rebuild, plus, minus)
         masks.apply(self._total, plus=plus, minus=minus, bits=self._bits)
         return self._total
 
-    def _self_mask(
-        self, cohort: Cohort, owner: str, weights: Weights, points: Mapping[int, str]
-    ) -> bytearray:
-        shares = {point: self._reveals[name].seeds[owner] for point, name in points.items()}
-        seed = _combined(weights, shares, owner)
+    def _shares(self, cohort: Cohort, owner: str) -> dict[int, bytes]:
+        """Return the shares that were revealed of a site, by point."""
+        there = owner in self._survivors
+        return {
+            cohort.parties[name].index: (reveal.seeds if there else reveal.masks)[owner]
+            for name in self._envelopes[owner]
+            if (reveal := self._reveals.get(name))
+        }
+
+    def _self_mask(self, cohort: Cohort, owner: str, rebuild: _Rebuilding) -> bytearray:
+        seed = rebuild(self._shares(cohort, owner), owner)
         if not opens(cohort.advert(owner).self_mask, self._context, SEED, seed, owner=owner):
             raise FalseMessage(owner, "it shared out another seed than it had committed to")
         return self_mask_key(seed, self._context, cohort.parties[owner])
@@ -342,26 +378,28 @@ class Collector:
         self,
         cohort: Cohort,
         owner: str,
-        weights: Weights,
-        points: Mapping[int, str],
+        rebuild: _Rebuilding,
         plus: list[bytearray],
         minus: list[bytearray],
     ) -> None:
         """Collect the keys of the masks that the survivors share with one that dropped out."""
-        shares = {point: self._reveals[name].masks[owner] for point, name in points.items()}
-        secret = _combined(weights, shares, owner)
+        secret = rebuild(self._shares(cohort, owner), owner)
         pair = KeyPair(secret, "mask", post_quantum=self._post_quantum)
         gone = cohort.parties[owner]
         if pair.public != gone.mask:
             raise FalseMessage(owner, "it shared out another mask secret than its advert has")
         for name in self._survivors:
+            makers = [owner] * (name in self._envelopes[owner])
+            makers += [name] * (owner in self._envelopes[name])
+            if not makers:
+                continue
             other = cohort.parties[name]
-            smaller, larger = sorted((gone, other), key=lambda party: party.index)
-            wrapped = self._envelopes[smaller.name][larger.name].wrapped
+            wrapper = wrapping_party(gone, other, makers)
+            wrapped = self._envelopes[wrapper.name][name if wrapper is gone else owner].wrapped
             try:
-                key = mask_key(pair, self._context, gone, other, wrapped)
+                key = mask_key(pair, self._context, gone, other, wrapped, wrapper=wrapper)
             except ValueError as error:
-                raise FalseMessage(smaller.name, str(error)) from None
+                raise FalseMessage(wrapper.name, str(error)) from None
             # What the survivor added is taken off, and the other way round.
             (minus if pair_sign(other.index, gone.index) > 0 else plus).append(key)
 
@@ -378,14 +416,29 @@ class Collector:
         return self._cohort
 
     def _enough(self, names: Mapping[str, object] | set[str]) -> tuple[str, ...]:
-        threshold = self._formed().threshold
-        if len(names) < threshold:
-            raise TooFew(len(names), threshold)
+        """Return some sites, sorted, if they and those near each sender are enough to go on."""
+        cohort = self._formed()
+        if len(names) < cohort.threshold:
+            raise TooFew(len(names), cohort.threshold)
+        for owner in self._senders or names:
+            left = sum(holder in names for holder in self._envelopes[owner])
+            if left < cohort.graph.threshold:
+                raise TooFew(left, cohort.graph.threshold, owner)
         return tuple(sorted(names))
 
 
-def _combined(weights: Weights, shares: Mapping[int, bytes], owner: str) -> bytes:
-    try:
-        return weights.combine(shares)
-    except ValueError:
-        raise FalseMessage(owner, "the shares that it made do not fit together") from None
+class _Rebuilding:
+    """Puts secrets together from shares; the weights of one set of holders are made once."""
+
+    def __init__(self, threshold: int) -> None:
+        self._threshold = threshold
+        self._weights: dict[tuple[int, ...], Weights] = {}
+
+    def __call__(self, shares: Mapping[int, bytes], owner: str) -> bytes:
+        points = tuple(sorted(shares)[: self._threshold])
+        if points not in self._weights:
+            self._weights[points] = Weights.at(points, self._threshold)
+        try:
+            return self._weights[points].combine(shares)
+        except ValueError:
+            raise FalseMessage(owner, "the shares that it made do not fit together") from None

@@ -17,16 +17,21 @@ shares were false.
 **Post-quantum, joined to the classical.** ML-KEM-768 has no exchange: one side encapsulates to the
 other, and only the owner of the decapsulation key can repeat the outcome. But the coordinator must
 be able to rebuild a pair's mask from the mask secret of *either* site, because either may drop out.
-So the site with the smaller index
+So one of the two, :func:`wrapping_party`,
 
 1. derives a pair secret from its own mask secret,
 2. encapsulates to the mask pair of the other and wraps the pair secret under the outcome,
 3. commits to the pair secret,
 
-and all of this travels beside its share envelope, under its signature. The smaller index's mask
-secret gives the pair secret by derivation, the larger's by decapsulation; a site that wrapped
-another secret than the derived one is found out by its own commitment. Mask key: HKDF over the
-X25519 result and the pair secret. It stays secret while either of the two does.
+and all of this travels beside its share envelope, under its signature. Its mask secret gives the
+pair secret by derivation, the other's by decapsulation; a site that wrapped another secret than the
+derived one is found out by its own commitment. Mask key: HKDF over the X25519 result and the pair
+secret. It stays secret while either of the two does.
+
+Where both sites make an envelope for the other, the smaller index wraps. Where only one does, it
+wraps, because the other has nothing to put a wrapped secret in. Which of the two holds, a site
+knows once the envelopes have come, so in a cohort where not everybody holds shares of everybody
+each envelope has a wrapped secret, and that of the larger index is left aside where both have.
 
 The envelopes cannot carry the pair secret: rebuilding a mask secret must open no envelope, since
 shares of other sites are in it. An envelope has an encapsulation of its own, from sender to
@@ -52,6 +57,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,6 +88,7 @@ __all__ = [
     "post_quantum_available",
     "self_mask_key",
     "wrap_pair_secret",
+    "wrapping_party",
 ]
 
 Purpose = Literal["mask", "envelope"]
@@ -344,29 +351,44 @@ def encapsulate(key: PublicKey) -> tuple[bytes, bytes]:
     return MLKEM768PublicKey.from_public_bytes(key.kem).encapsulate()
 
 
+def wrapping_party(one: Party, two: Party, makers: Collection[str]) -> Party:
+    """Return which site of a pair has wrapped the pair secret.
+
+    Args:
+        one: A site.
+        two: Another one.
+        makers: Names of the one or two of them that made an envelope for the other.
+
+    Raises:
+        ValueError: Neither did.
+    """
+    wrapping = [party for party in (one, two) if party.name in makers]
+    if not wrapping:
+        raise ValueError(f"{one.name} and {two.name} hold no shares of each other")
+    return min(wrapping, key=lambda party: party.index)
+
+
 def wrap_pair_secret(pair: KeyPair, context: Context, own: Party, other: Party) -> bytes:
-    """Return the pair secret of two sites, for the one with the larger index alone.
+    """Return the pair secret of two sites, wrapped by one for the other alone.
 
     The operating system's randomness goes into the encapsulation, so two calls differ; only one of
     them may be sent in a round.
 
     Args:
-        pair: Mask pair of the site with the smaller index.
+        pair: Mask pair of the site that wraps.
         context: The round.
         own: That site.
-        other: The site with the larger index.
+        other: The other one.
 
     Returns:
         Ciphertext, wrapped secret and commitment, 1168 bytes; nothing without post-quantum keys.
 
     Raises:
-        ValueError: The order is the other way round, the pair is not ``own``'s, or the other's
-            key is no ML-KEM-768 key.
+        ValueError: The sites are no pair, the key pair is not ``own``'s, or the other's key is no
+            ML-KEM-768 key.
     """
     _check_owner(pair, own)
     info = agree(context, "wrapped pair secret", own, other)
-    if own.index > other.index:
-        raise ValueError(f"{other.name} has the smaller index and wraps the pair secret")
     if not own.mask.kem:
         return b""
     key, ciphertext = encapsulate(other.mask)
@@ -380,7 +402,13 @@ def wrap_pair_secret(pair: KeyPair, context: Context, own: Party, other: Party) 
 
 
 def mask_key(
-    pair: KeyPair, context: Context, own: Party, other: Party, wrapped: bytes
+    pair: KeyPair,
+    context: Context,
+    own: Party,
+    other: Party,
+    wrapped: bytes,
+    *,
+    wrapper: Party | None = None,
 ) -> bytearray:
     """Return the key of the mask that two sites share.
 
@@ -391,8 +419,9 @@ def mask_key(
         context: The round.
         own: The site whose pair it is.
         other: The other one.
-        wrapped: What the smaller index made with :func:`wrap_pair_secret`; empty without
-            post-quantum keys.
+        wrapped: What one of them made with :func:`wrap_pair_secret`; empty without post-quantum
+            keys.
+        wrapper: Which of the two made it; the smaller index where both could.
 
     Returns:
         16 bytes, 32 with post-quantum keys, to be wiped by the caller.
@@ -400,7 +429,7 @@ def mask_key(
     Raises:
         ValueError: The pair is not the one of ``own``'s advert, a public key is of low order, or
             the wrapped secret has another length, was not made for this pair and round, or is not
-            the one that the site with the smaller index derives and committed to.
+            the one that the site that wrapped it derives and committed to.
     """
     _check_owner(pair, own)
     material = bytearray(pair.exchange(other.mask))
@@ -409,8 +438,9 @@ def mask_key(
         if len(wrapped) != WRAPPED_BYTES:
             raise ValueError(f"a wrapped pair secret has {len(wrapped)} bytes, not {WRAPPED_BYTES}")
         length = 32
-        wrapper, holder = sorted((own, other), key=lambda party: party.index)
-        if own is wrapper:
+        wrapper = wrapper or wrapping_party(own, other, (own.name, other.name))
+        holder = other if wrapper.name == own.name else own
+        if holder is other:
             secret = _pair_secret(pair, context, own, other)
         else:
             secret = _unwrap(pair, context, own, other, wrapped[:-COMMITMENT_BYTES])

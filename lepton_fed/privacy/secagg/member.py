@@ -5,7 +5,8 @@ answered once: the same request gets the same answer, also after a restart, and 
 refused. :meth:`Member.state` is all that has to be on disk, synced, before an answer leaves.
 
 **What a site never does**, whoever asks: reveal both secrets of one site; reveal anything of sites
-that it did not confirm, or on fewer confirmations than the threshold; go back to a round that it
+that it did not confirm, on fewer confirmations than the threshold, or on too few by the holders of
+its own secrets (:mod:`lepton_fed.privacy.secagg.graph` says why these); go back to a round that it
 has revealed shares of; or be in two sums of one round with one vector. The last needs care, because
 a site may have to mask its vector again when an attempt fails before it revealed anything, and it
 cannot know whether others did. So an attempt's cohort must lie within that of the first attempt at
@@ -15,25 +16,29 @@ half of the first cohort reveal shares in each, so some site would have had to r
 References:
     K. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
     CCS 2017, figure 4 and section 6.
+    J. Bell, K. Bonawitz, A. Gascón, T. Lepoint, M. Raykova, "Secure Single-Server Aggregation with
+    (Poly)Logarithmic Overhead", CCS 2020, section 4.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.identity.signature import PublicKey as IdentityKey
 from lepton_fed.privacy.secagg.context import Context, commit, opens
 from lepton_fed.privacy.secagg.envelopes import open_envelope, seal_envelope
+from lepton_fed.privacy.secagg.graph import Graph, Graphs
 from lepton_fed.privacy.secagg.keys import (
     RoundSecrets,
     mask_key,
     self_mask_key,
     wrap_pair_secret,
+    wrapping_party,
 )
 from lepton_fed.privacy.secagg.masks import pair_sign
 from lepton_fed.privacy.secagg.messages import (
@@ -43,8 +48,10 @@ from lepton_fed.privacy.secagg.messages import (
     Envelope,
     FalseMessage,
     Reveal,
+    require_list,
 )
-from lepton_fed.privacy.secagg.shamir import SECRET_BYTES, SHARE_BYTES, Randomness, split
+from lepton_fed.privacy.secagg.shamir import SECRET_BYTES, SHARE_BYTES, Randomness, split_at
+from lepton_fed.privacy.secagg.state import Coming, State
 
 __all__ = ["MASK_SHARE", "SEED", "SEED_SHARE", "MaskKeys", "Member", "Rules", "State"]
 
@@ -84,62 +91,6 @@ class Rules:
         return max(sites // 2 + 1, whole + (whole < self.threshold * sites))
 
 
-@dataclass
-class Coming:
-    """The attempt that a site has given an advert for; the one that is going on stays meanwhile.
-
-    Args:
-        round_number: Its round; 0 for none.
-        attempt: The attempt at it.
-        secrets: Its three secrets, hexadecimal.
-    """
-
-    round_number: int = 0
-    attempt: int = 0
-    secrets: list[str] = field(default_factory=list)
-
-
-@dataclass
-class State:
-    """What a site remembers of a run's secure aggregation; synced before each answer leaves.
-
-    Args:
-        coming: The attempt that it has given an advert for.
-        closed: Last round whose shares it has revealed.
-        round_number: The round that is going on; 0 before the first.
-        attempt: The attempt at it.
-        first: Names of the first cohort of that round.
-        first_threshold: Its threshold.
-        secrets: The three secrets of the attempt, hexadecimal; empty once they are wiped.
-        threshold: The attempt's threshold.
-        adverts: The adverts of its cohort.
-        envelopes: What this site made for the others.
-        asked: Digest of what was asked, by phase.
-        senders: Whose envelopes came, sorted.
-        wrapped: Wrapped pair secret of each other sender, by name.
-        seed_shares: Share of each sender's seed, by name, hexadecimal.
-        mask_shares: Share of each sender's mask secret, by name, hexadecimal.
-        survivors: Whose vectors the site confirmed to be in the sum, sorted.
-    """
-
-    coming: Coming = field(default_factory=Coming)
-    closed: int = 0
-    round_number: int = 0
-    attempt: int = 0
-    first: list[str] = field(default_factory=list)
-    first_threshold: int = 0
-    secrets: list[str] = field(default_factory=list)
-    threshold: int = 0
-    adverts: list[dict[str, str]] = field(default_factory=list)
-    envelopes: list[dict[str, str]] = field(default_factory=list)
-    asked: dict[str, str] = field(default_factory=dict)
-    senders: list[str] = field(default_factory=list)
-    wrapped: dict[str, str] = field(default_factory=dict)
-    seed_shares: dict[str, str] = field(default_factory=dict)
-    mask_shares: dict[str, str] = field(default_factory=dict)
-    survivors: list[str] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class MaskKeys:
     """The keys of the masks that go onto a site's vector.
@@ -162,7 +113,8 @@ class Member:
         roster: Public identity key of every site of the pinned roster, by name.
         rules: What the site's owner asks.
         state: What it remembers; a new one for a new run.
-        randomness: Where secrets and coefficients come from.
+        randomness: Where secrets, coefficients and the choice of holders come from.
+        graphs: As :class:`~lepton_fed.privacy.secagg.messages.Cohort` takes it.
     """
 
     def __init__(
@@ -173,6 +125,7 @@ class Member:
         rules: Rules,
         state: State | None = None,
         randomness: Randomness = secrets.token_bytes,
+        graphs: Graphs = Graph.of,
     ) -> None:
         self._name = name
         self._identity = identity
@@ -180,6 +133,7 @@ class Member:
         self._rules = rules
         self.state = state or State()
         self._randomness = randomness
+        self._graphs = graphs
 
     def advertise(self, context: Context) -> Advert:
         """Return the advert for an attempt; the first call draws its secrets.
@@ -197,12 +151,17 @@ class Member:
         return self._advert(context, self._secrets(context))
 
     def share(self, context: Context, adverts: Sequence[Advert], threshold: int) -> list[Envelope]:
-        """Return an envelope for each site of a cohort, one for this site's own shares among them.
+        """Return an envelope for each holder of this site's secrets, itself among them.
+
+        In a large cohort the site picks them here, once it has seen who is in it.
 
         Args:
             context: The attempt.
             adverts: Of every site of the cohort, in the order of their names.
-            threshold: How many shares shall give a secret.
+            threshold: How many of them must stay.
+
+        Returns:
+            The envelopes, in the order of the holders' names.
 
         Raises:
             FalseMessage: The cohort is not one that this site takes part in. Nothing is remembered
@@ -212,18 +171,19 @@ class Member:
         if self._is_current(context) and self._is_repeated(context, "share", request):
             return [Envelope.parse(envelope) for envelope in self.state.envelopes]
         self._require_open(context)
-        cohort = Cohort(context, tuple(adverts), threshold)
+        cohort = Cohort(context, tuple(adverts), threshold, self._graphs)
         secret = self._secrets(context)
         self._check_cohort(cohort, secret)
-        shares = {
-            kind: split(value, len(adverts), threshold, self._randomness)
-            for kind, value in ((MASK_SHARE, secret.mask.secret), (SEED_SHARE, secret.self_mask))
-        }
+        own, state = cohort.parties[self._name].index, self.state
+        holders = cohort.graph.holders(own, self._randomness)
+        mask_shares, seed_shares = (
+            split_at(value, holders, cohort.graph.threshold, self._randomness)
+            for value in (secret.mask.secret, secret.self_mask)
+        )
         made = [
-            self._envelope(cohort, secret, advert.name, *(part[at] for part in shares.values()))
-            for at, advert in enumerate(adverts)
+            self._envelope(cohort, secret, cohort.names[at - 1], mask_shares[at], seed_shares[at])
+            for at in holders
         ]
-        own, state = cohort.parties[self._name].index - 1, self.state
         same = context.round_number == state.round_number and bool(state.first)
         self.state = State(
             closed=state.closed,
@@ -235,27 +195,30 @@ class Member:
             threshold=threshold,
             adverts=[advert.wire() for advert in adverts],
             envelopes=[envelope.wire() for envelope in made],
-            seed_shares={self._name: shares[SEED_SHARE][own].hex()},
+            seed_shares={self._name: seed_shares[own].hex()},
         )
         self._note(context, "share", request)
         return made
 
-    def mask(self, context: Context, envelopes: Sequence[Envelope]) -> MaskKeys:
+    def mask(
+        self, context: Context, envelopes: Sequence[Envelope], senders: Sequence[str]
+    ) -> MaskKeys:
         """Return the keys of the masks for this site's vector.
 
         Args:
             context: The attempt.
-            envelopes: Those for this site, one of each other site that still takes part, in the
-                order of the senders' names.
+            envelopes: Those for this site, of every other site that still takes part and picked
+                this one, in the order of their makers' names.
+            senders: All who still take part, sorted, this site among them.
 
         Raises:
             FalseMessage: They are not; a site is named that made a false one. Nothing is
                 remembered then.
         """
         cohort = self._cohort(context)
-        request = [envelope.wire() for envelope in envelopes]
+        request = [[envelope.wire() for envelope in envelopes], list(senders)]
         if not self._is_repeated(context, "mask", request, after="share"):
-            self._open(cohort, envelopes)
+            self._open(cohort, envelopes, senders)
             self._note(context, "mask", request)
         return self._mask_keys(cohort)
 
@@ -276,6 +239,7 @@ class Member:
             self._require_cohort(len(survivors))
             if self._name not in survivors:
                 raise FalseMessage("", "this site sent its vector, and is to confirm a sum without")
+            self._require_holders(cohort, survivors, "survivors")
             state.survivors = list(survivors)
             self._note(context, "confirm", list(survivors))
         return Confirmation.signed(
@@ -298,8 +262,9 @@ class Member:
             confirmations: Of at least as many survivors as the threshold.
 
         Raises:
-            FalseMessage: The lists are not those that this site confirmed, or too few sites
-                confirmed them. Nothing is revealed, and the request may be made again rightly.
+            FalseMessage: The lists are not those that this site confirmed, or too few sites or too
+                few holders of its secrets confirmed them. Nothing is revealed, and the request may
+                be made again rightly.
         """
         state = self.state
         lists = [list(survivors), list(dropped)]
@@ -309,8 +274,8 @@ class Member:
             self._close(context, survivors, dropped)
             self._note(context, "reveal", lists)
         return Reveal(
-            {name: bytes.fromhex(state.seed_shares[name]) for name in survivors},
-            {name: bytes.fromhex(state.mask_shares[name]) for name in dropped},
+            {n: bytes.fromhex(state.seed_shares[n]) for n in survivors if n in state.seed_shares},
+            {n: bytes.fromhex(state.mask_shares[n]) for n in dropped if n in state.mask_shares},
         )
 
     # --- what is checked
@@ -351,12 +316,33 @@ class Member:
         if sites < self._rules.min_cohort:
             raise FalseMessage("", f"{sites} sites are fewer than {self._rules.min_cohort}")
 
-    def _open(self, cohort: Cohort, envelopes: Sequence[Envelope]) -> None:
-        """Read the shares that others made for this site."""
-        own, context = cohort.parties[self._name], cohort.context
-        senders = sorted([*(envelope.sender for envelope in envelopes), self._name])
+    def _require_holders(self, cohort: Cohort, there: Collection[str], what: str) -> None:
+        """Refuse lists with fewer holders of this site's secrets than it takes to rebuild one."""
+        holders = {envelope["recipient"] for envelope in self.state.envelopes}
+        among, threshold = len(holders.intersection(there)), cohort.graph.threshold
+        if among < threshold:
+            raise FalseMessage(
+                "", f"{among} holders of this site's secrets among the {what}, not {threshold}"
+            )
+
+    def _require_senders(
+        self, cohort: Cohort, envelopes: Sequence[Envelope], senders: Sequence[str]
+    ) -> None:
         cohort.require(senders, "senders", within=cohort.names)
         self._require_cohort(len(senders))
+        others = set(senders) - {self._name}
+        if len(others) == len(senders):
+            raise FalseMessage("", "this site made its envelopes, and is not among the senders")
+        self._require_holders(cohort, senders, "senders")
+        makers = [envelope.sender for envelope in envelopes]
+        require_list(makers, "makers of envelopes", within=others)
+        if cohort.graph.is_complete and len(makers) < len(others):
+            raise FalseMessage("", f"no envelope of {min(others.difference(makers))}")
+
+    def _open(self, cohort: Cohort, envelopes: Sequence[Envelope], senders: Sequence[str]) -> None:
+        """Read the shares that others made for this site."""
+        own, context = cohort.parties[self._name], cohort.context
+        self._require_senders(cohort, envelopes, senders)
         pair = self._secrets(context).envelope
         seeds, masks, wrapped = {}, {}, {}
         for envelope in envelopes:
@@ -383,7 +369,7 @@ class Member:
             wrapped[sender.name] = envelope.wrapped.hex()
         state = self.state
         before = state.senders, state.wrapped
-        state.senders, state.wrapped = senders, wrapped
+        state.senders, state.wrapped = list(senders), wrapped
         try:
             self._mask_keys(cohort)  # a pair secret that was wrapped falsely shows here
         except FalseMessage:
@@ -404,18 +390,19 @@ class Member:
             raise FalseMessage("", "other survivors than this site confirmed")
         if list(dropped) != sorted(set(state.senders) - set(survivors)):
             raise FalseMessage("", "the dropped are not all who sent envelopes and did not survive")
+        body = Confirmation.body(cohort, state.senders, survivors)
+        among = set(survivors)
         signed = {
             confirmation.name
             for confirmation in confirmations
-            if confirmation.name in survivors
-            and confirmation.is_of(
-                cohort, state.senders, survivors, self._roster[confirmation.name]
-            )
+            if confirmation.name in among
+            and confirmation.is_over(body, self._roster[confirmation.name])
         }
         if len(signed) < cohort.threshold:
             raise FalseMessage(
                 "", f"{len(signed)} sites confirmed this sum, the threshold is {cohort.threshold}"
             )
+        self._require_holders(cohort, signed, "sites that confirmed this sum")
 
     # --- what is made
 
@@ -429,8 +416,9 @@ class Member:
         state = self.state
         state.closed = context.round_number
         state.secrets, state.envelopes, state.wrapped = [], [], {}
-        state.seed_shares = {name: state.seed_shares[name] for name in survivors}
-        state.mask_shares = {name: state.mask_shares[name] for name in dropped}
+        for shares, named in ((state.seed_shares, survivors), (state.mask_shares, dropped)):
+            for name in set(shares).difference(named):
+                del shares[name]
 
     def _secrets(self, context: Context) -> RoundSecrets:
         """Return the secrets of the attempt that is going on, or of one that comes after it."""
@@ -451,7 +439,7 @@ class Member:
         adverts = tuple(Advert.parse(advert) for advert in self.state.adverts)
         if not adverts or not self._is_current(context):
             raise FalseMessage("", "this site has made no shares for this attempt")
-        return Cohort(context, adverts, self.state.threshold)
+        return Cohort(context, adverts, self.state.threshold, self._graphs)
 
     def _envelope(
         self, cohort: Cohort, secret: RoundSecrets, recipient: str, mask: bytes, seed: bytes
@@ -461,9 +449,11 @@ class Member:
         seed_share = commit(context, SEED_SHARE, seed, owner=self._name, holder=recipient)
         sealed = wrapped = b""
         if recipient != self._name:
-            if own.index < other.index:
-                wrapped = wrap_pair_secret(secret.mask, context, own, other)
             try:
+                # In the complete graph the other site makes an envelope as well, so it is known
+                # already who wraps.
+                if own.index < other.index or not cohort.graph.is_complete:
+                    wrapped = wrap_pair_secret(secret.mask, context, own, other)
                 sealed = seal_envelope(
                     secret.envelope,
                     context,
@@ -485,12 +475,16 @@ class Member:
         made = {envelope["recipient"]: envelope["wrapped"] for envelope in state.envelopes}
         keys = MaskKeys([self_mask_key(secret.self_mask, context, own)], [])
         for name in state.senders:
-            if name == self._name:
+            makers = [self._name] * (name in made) + [name] * (name in state.wrapped)
+            if name == self._name or not makers:
                 continue
             other = cohort.parties[name]
-            wrapped = made[name] if own.index < other.index else state.wrapped[name]
+            wrapper = wrapping_party(own, other, makers)
+            wrapped = made[name] if wrapper is own else state.wrapped[name]
             try:
-                key = mask_key(secret.mask, context, own, other, bytes.fromhex(wrapped))
+                key = mask_key(
+                    secret.mask, context, own, other, bytes.fromhex(wrapped), wrapper=wrapper
+                )
             except ValueError as error:
                 raise FalseMessage(name, str(error)) from None
             (keys.plus if pair_sign(own.index, other.index) > 0 else keys.minus).append(key)

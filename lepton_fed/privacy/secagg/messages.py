@@ -5,11 +5,14 @@ An attempt has four messages of a site, after the advert that it gave with its l
 ====================  ==============================================  =======================
 phase                 the coordinator hands on                        the site answers
 ====================  ==============================================  =======================
-``share``             the adverts of the cohort                       an envelope for each other
-``mask``              the envelopes for this site                     its masked vector
+``share``             the adverts of the cohort                       an envelope per holder
+``mask``              who takes part, the envelopes for this site     its masked vector
 ``confirm``           whose vectors are in the sum                    its signature over that
 ``reveal``            signatures over one and the same list           shares, its next advert
 ====================  ==============================================  =======================
+
+Lists of sites are those of the whole cohort, also where a site deals with some of it only (see
+:mod:`lepton_fed.privacy.secagg.graph`), so that one confirmation is worth the same to all.
 
 Every signature is by the site's identity key, which everybody pinned with the roster, and over a
 body that names protocol, run, round, attempt, roster, task and layout, so that nothing signed for
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,9 +39,18 @@ from lepton_fed.identity.signature import (
 )
 from lepton_fed.identity.signature import PublicKey as IdentityKey
 from lepton_fed.privacy.secagg.context import COMMITMENT_BYTES, Context
+from lepton_fed.privacy.secagg.graph import Graph, Graphs
 from lepton_fed.privacy.secagg.keys import Party, PublicKey
 
-__all__ = ["Advert", "Cohort", "Confirmation", "Envelope", "FalseMessage", "Reveal"]
+__all__ = [
+    "Advert",
+    "Cohort",
+    "Confirmation",
+    "Envelope",
+    "FalseMessage",
+    "Reveal",
+    "require_list",
+]
 
 _ADVERT = "application/vnd.lepton-fed.secagg.advert.v1+json"
 _ENVELOPE = "application/vnd.lepton-fed.secagg.envelope.v1+json"
@@ -64,13 +76,13 @@ Wire = dict[str, str]
 """A message as plain text fields; bytes are hexadecimal digits."""
 
 
-def _unhex(fields: Mapping[str, object], names: Sequence[str], kind: str) -> list[Any]:
+def _unhex(unverified: Mapping[str, object], names: Sequence[str], kind: str) -> list[Any]:
     """Return the fields of a message that came as text; bytes but for those that are names."""
-    if set(fields) != set(names):
+    if set(unverified) != set(names):
         raise FalseMessage("", f"no {kind}: other fields than {', '.join(names)}")
     found: list[Any] = []
     for name in names:
-        text = fields[name]
+        text = unverified[name]
         if not isinstance(text, str):
             raise FalseMessage("", f"no {kind}: its {name} is no text")
         if name in _TEXTS:
@@ -84,6 +96,24 @@ def _unhex(fields: Mapping[str, object], names: Sequence[str], kind: str) -> lis
 
 
 _TEXTS = ("name", "sender", "recipient")
+
+
+def require_list(names: Sequence[str], what: str, *, within: Iterable[str]) -> None:
+    """Refuse a list that is not sorted, or names a site twice or one that it may not.
+
+    Args:
+        names: The list.
+        what: What it is a list of, for the message.
+        within: The sites that it may name.
+
+    Raises:
+        FalseMessage: It is such a list.
+    """
+    if list(names) != sorted(set(names)):
+        raise FalseMessage("", f"the {what} are not a sorted list of different sites")
+    strangers = sorted(set(names) - set(within))
+    if strangers:
+        raise FalseMessage("", f"{strangers[0]} cannot be among the {what}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +194,10 @@ class Cohort:
     Args:
         context: The attempt.
         adverts: Of each site, in the order of their names; signatures are checked elsewhere.
-        threshold: How many shares give a secret, and how many must confirm.
+        threshold: How many must stay and confirm; in the complete graph so many shares give a
+            secret, too.
+        graphs: Gives the graph of so many sites; another than the default only to see it at work
+            on a few sites.
 
     Raises:
         FalseMessage: A site or a key is there twice, the order is another, or the threshold is not
@@ -174,6 +207,7 @@ class Cohort:
     context: Context
     adverts: tuple[Advert, ...]
     threshold: int
+    graphs: Graphs = field(default=Graph.of, compare=False)
 
     def __post_init__(self) -> None:
         names = self.names
@@ -188,20 +222,35 @@ class Cohort:
             )
 
     @classmethod
-    def of(cls, context: Context, adverts: Iterable[Advert], threshold: int) -> Cohort:
+    def of(
+        cls,
+        context: Context,
+        adverts: Iterable[Advert],
+        threshold: int,
+        graphs: Graphs = Graph.of,
+    ) -> Cohort:
         """Return the cohort of some adverts, in whatever order they came."""
-        return cls(context, tuple(sorted(adverts, key=lambda advert: advert.name)), threshold)
+        ordered = tuple(sorted(adverts, key=lambda advert: advert.name))
+        return cls(context, ordered, threshold, graphs)
 
-    @property
+    @cached_property
+    def graph(self) -> Graph:
+        """Return how many hold shares of a site's secrets, and how many of them give one."""
+        return self.graphs(len(self.adverts), self.threshold)
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Return the names of the sites, sorted."""
         return tuple(advert.name for advert in self.adverts)
 
     @cached_property
     def digest(self) -> str:
-        """Return SHA-256 of attempt, adverts and threshold, 64 hexadecimal digits."""
+        """Return SHA-256 of attempt, adverts, threshold and graph, 64 hexadecimal digits."""
         adverts = [hashlib.sha256(advert.body(self.context)).hexdigest() for advert in self.adverts]
-        body = self.context.bind("cohort", adverts=adverts, threshold=self.threshold)
+        graph = self.graph
+        # The complete graph has nothing that is not said by the others.
+        of_graph = {} if graph.is_complete else {"degree": graph.degree, "holders": graph.threshold}
+        body = self.context.bind("cohort", adverts=adverts, threshold=self.threshold, **of_graph)
         return hashlib.sha256(body).hexdigest()
 
     @cached_property
@@ -228,11 +277,7 @@ class Cohort:
             FalseMessage: It is not sorted, names a site twice or one that it may not, or has fewer
                 than the threshold.
         """
-        if list(names) != sorted(set(names)):
-            raise FalseMessage("", f"the {what} are not a sorted list of different sites")
-        strangers = sorted(set(names) - set(within))
-        if strangers:
-            raise FalseMessage("", f"{strangers[0]} cannot be among the {what}")
+        require_list(names, what, within=within)
         if len(names) < self.threshold:
             raise FalseMessage("", f"{len(names)} {what} are below the threshold {self.threshold}")
 
@@ -245,8 +290,8 @@ class Envelope:
         sender: Who made it.
         recipient: Who can open it.
         sealed: Share of the mask secret and share of the seed, encrypted.
-        wrapped: The pair secret of both, with post-quantum keys and from the smaller index to the
-            larger; else empty.
+        wrapped: The pair secret of both, with post-quantum keys and unless the recipient's
+            envelope is sure to have it; else empty.
         mask_share: Commitment to the share of the mask secret, 32 bytes.
         seed_share: Commitment to the share of the seed, 32 bytes.
         signature: By the sender's identity key, 64 bytes.
@@ -262,7 +307,7 @@ class Envelope:
 
     def wire(self) -> Wire:
         """Return the envelope as it travels."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {name: v if isinstance(v, str) else v.hex() for name, v in values.items()}
 
     @classmethod
@@ -272,7 +317,7 @@ class Envelope:
         Raises:
             FalseMessage: It has not the form of an envelope.
         """
-        return cls(*_unhex(unverified, [field.name for field in fields(cls)], "envelope"))
+        return cls(*_unhex(unverified, [part.name for part in fields(cls)], "envelope"))
 
     def body(self, cohort: Cohort) -> bytes:
         """Return what is signed."""
@@ -361,15 +406,8 @@ class Confirmation:
         body = cls.body(cohort, senders, survivors)
         return cls(name, sign_payload(identity, _CONFIRMATION, body))
 
-    def is_of(
-        self,
-        cohort: Cohort,
-        senders: Sequence[str],
-        survivors: Sequence[str],
-        identity: IdentityKey,
-    ) -> bool:
-        """Return whether the site signed these very lists."""
-        body = self.body(cohort, senders, survivors)
+    def is_over(self, body: bytes, identity: IdentityKey) -> bool:
+        """Return whether the site signed these very lists; ``body`` is :meth:`body` of them."""
         return len(self.signature) == SIGNATURE_BYTES and check_payload(
             identity, _CONFIRMATION, body, self.signature
         )
@@ -377,7 +415,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Reveal:
-    """The shares that a site gives up: of each other site one kind, never both.
+    """The shares that a site gives up, of those that it holds: of each site one kind, never both.
 
     Args:
         seeds: Share of the seed of each survivor, by name, 33 bytes each.

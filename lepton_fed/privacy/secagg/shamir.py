@@ -26,7 +26,16 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["PRIME", "SECRET_BYTES", "SHARE_BYTES", "Randomness", "Weights", "combine", "split"]
+__all__ = [
+    "PRIME",
+    "SECRET_BYTES",
+    "SHARE_BYTES",
+    "Randomness",
+    "Weights",
+    "combine",
+    "split",
+    "split_at",
+]
 
 Randomness = Callable[[int], bytes]
 """Returns that many random bytes; the operating system's outside the tests."""
@@ -43,10 +52,7 @@ def split(
     threshold: int,
     randomness: Randomness = secrets.token_bytes,
 ) -> list[bytes]:
-    """Return the shares of a secret.
-
-    Coefficients are drawn by rejection, 33 bytes at a time of which 257 bits count, so that they
-    are exactly uniform: sharing is perfect, not only nearly so.
+    """Return the shares of a secret for the points from 1 on.
 
     Args:
         secret: 32 bytes.
@@ -58,15 +64,43 @@ def split(
         ``shares`` encodings of 33 bytes, big-endian; the first is that of ``x = 1``.
 
     Raises:
-        ValueError: The secret has another length, or threshold or number of shares is out of range.
+        ValueError: As :func:`split_at` says.
+    """
+    return list(split_at(secret, range(1, shares + 1), threshold, randomness).values())
+
+
+def split_at(
+    secret: bytes | bytearray,
+    points: Sequence[int],
+    threshold: int,
+    randomness: Randomness = secrets.token_bytes,
+) -> dict[int, bytes]:
+    """Return the shares of a secret for some points.
+
+    Coefficients are drawn by rejection, 33 bytes at a time of which 257 bits count, so that they
+    are exactly uniform: sharing is perfect, not only nearly so.
+
+    Args:
+        secret: 32 bytes.
+        points: Who gets a share, 1 to 65 535.
+        threshold: How many of them give the secret, 1 to as many as there are points.
+        randomness: Where coefficients come from.
+
+    Returns:
+        Encodings of 33 bytes, big-endian, by point.
+
+    Raises:
+        ValueError: The secret has another length, a point is out of range or given twice, or
+            threshold or number of shares is out of range.
     """
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"the secret has {len(secret)} bytes, not {SECRET_BYTES}")
-    if not 1 <= threshold <= shares <= MOST_SHARES:
-        raise ValueError(f"threshold {threshold} of {shares} shares is out of range")
+    if not 1 <= threshold <= len(points) <= MOST_SHARES:
+        raise ValueError(f"threshold {threshold} of {len(points)} shares is out of range")
+    _check_points(points)
     coefficients = [_element(randomness) for _ in range(threshold - 1)]
     coefficients.append(int.from_bytes(secret, "big"))
-    return [_at(coefficients, x).to_bytes(SHARE_BYTES, "big") for x in range(1, shares + 1)]
+    return {x: _at(coefficients, x).to_bytes(SHARE_BYTES, "big") for x in points}
 
 
 @dataclass(frozen=True)
@@ -94,11 +128,7 @@ class Weights:
         """
         if threshold < 1:
             raise ValueError(f"threshold {threshold} is out of range")
-        for point in points:
-            if not 1 <= point <= MOST_SHARES:
-                raise ValueError(f"point {point} is not between 1 and {MOST_SHARES}")
-        if len(set(points)) != len(points):
-            raise ValueError("a point is given twice")
+        _check_points(points)
         if len(points) < threshold:
             raise ValueError(f"{len(points)} shares where {threshold} are needed")
         chosen = tuple(sorted(points)[:threshold])
@@ -144,6 +174,14 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
         ValueError: As :meth:`Weights.at` and :meth:`Weights.combine` say.
     """
     return Weights.at(list(shares), threshold).combine(shares)
+
+
+def _check_points(points: Sequence[int]) -> None:
+    for point in points:
+        if not 1 <= point <= MOST_SHARES:
+            raise ValueError(f"point {point} is not between 1 and {MOST_SHARES}")
+    if len(set(points)) != len(points):
+        raise ValueError("a point is given twice")
 
 
 def _element(randomness: Randomness) -> int:

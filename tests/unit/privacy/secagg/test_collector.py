@@ -50,8 +50,9 @@ class Attempt:
         return self
 
     def masked(self, name: str) -> Any:
+        envelopes = self.collector.envelopes_for(name)
         return self.federation.masked(
-            name, self.ask(name, "mask", self.collector.envelopes_for(name))
+            name, self.ask(name, "mask", envelopes, self.collector.senders)
         )
 
     def to_sum(self, names: str = "abcd") -> Attempt:
@@ -202,14 +203,14 @@ def test_a_site_that_shares_out_another_secret_is_named(
 ) -> None:
     """Its shares fit its commitments to them, and together they give what it never advertised."""
     attempt = Attempt().to_adverts()
-    split = member.split
+    split_at = member.split_at
     for name in NAMES:
         if name == cheat:
             monkeypatch.setattr(
-                member, "split", lambda secret, *more: split(bytes(reversed(secret)), *more)
+                member, "split_at", lambda secret, *more: split_at(bytes(reversed(secret)), *more)
             )
         attempt.collector.add_envelopes(name, attempt.envelopes(name))
-        monkeypatch.setattr(member, "split", split)
+        monkeypatch.setattr(member, "split_at", split_at)
     attempt.collector.close_envelopes()
     for name in "abcd":  # e drops out, so that of e the mask secret is put together
         attempt.collector.add_masked(name, attempt.masked(name))

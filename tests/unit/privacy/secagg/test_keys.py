@@ -21,6 +21,7 @@ from lepton_fed.privacy.secagg.keys import (
     mask_key,
     self_mask_key,
     wrap_pair_secret,
+    wrapping_party,
 )
 from tests.unit.privacy.secagg import naive
 from tests.unit.privacy.secagg.published import random_bytes
@@ -254,9 +255,28 @@ def test_a_pair_falls_back_to_no_weaker_keys(hybrid: list[Site]) -> None:
         agree(CONTEXT, "mask", hybrid[0].party, half)
 
 
-def test_the_larger_index_does_not_wrap_and_nobody_for_itself(sites: list[Site]) -> None:
-    with pytest.raises(ValueError, match="site-1 has the smaller index and wraps"):
-        sites[1].wrap(sites[0])
+def test_either_may_wrap_and_the_smaller_index_has_where_both_could(hybrid: list[Site]) -> None:
+    low, high, last = hybrid
+    for one, two in ((low, high), (high, low)):
+        wrapped = one.wrap(two)
+        found = {
+            bytes(
+                mask_key(own.secrets.mask, CONTEXT, own.party, other.party, wrapped, wrapper=maker)
+            )
+            for own, other in ((low, high), (high, low))
+            for maker in (one.party,)
+        }
+        assert len(found) == 1, "both sites, and whoever rebuilt the secret of one, find the same"
+    with pytest.raises(ValueError, match=r"not wrapped for site-2|committed to another"):
+        high.key(low, high.wrap(low))  # as if the smaller index had
+    parties = (low.party, high.party)
+    assert wrapping_party(*parties, ["site-2"]) is high.party
+    assert wrapping_party(*reversed(parties), ["site-2", "site-1"]) is low.party
+    with pytest.raises(ValueError, match="hold no shares of each other"):
+        wrapping_party(*parties, [last.party.name])
+
+
+def test_nobody_wraps_for_itself(sites: list[Site]) -> None:
     with pytest.raises(ValueError, match=r"no pair: site-1 \(1\), site-1 \(1\)"):
         sites[0].wrap(sites[0])
     double = Site(2, post_quantum=bool(sites[0].party.mask.kem), name="site-1")

@@ -117,7 +117,7 @@ def attempt(
     collector = restarted(collector)
     for name in senders:
         if there(name, "mask"):
-            keys = ask(name, "mask", collector.envelopes_for(name))
+            keys = ask(name, "mask", collector.envelopes_for(name), collector.senders)
             collector.add_masked(name, federation.masked(name, keys))
     survivors = collector.close_masked()
     collector = restarted(collector)
