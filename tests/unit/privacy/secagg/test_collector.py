@@ -12,7 +12,8 @@ from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.privacy.secagg import member
 from lepton_fed.privacy.secagg.collector import Collector, TooFew
 from lepton_fed.privacy.secagg.messages import Confirmation, FalseMessage, Reveal
-from tests.unit.privacy.secagg.test_protocol import ROUND, SIZE, Federation
+from tests.unit.privacy.secagg.test_protocol import NAMES as MANY
+from tests.unit.privacy.secagg.test_protocol import ROUND, SIZE, Federation, few
 
 NAMES = list("abcde")
 THRESHOLD = 4
@@ -128,6 +129,10 @@ def test_a_masked_vector_that_does_not_fit_changes_no_sum(attempt: Attempt) -> N
     for name in "bcd":
         attempt.collector.add_masked(name, attempt.masked(name))
     assert attempt.collector.close_masked() == tuple("abcd")
+    before = attempt.collector.total.copy()
+    with pytest.raises(FalseMessage, match="nobody waits for"):
+        attempt.collector.add_masked("e", attempt.masked("e"))  # too late: the sum is told
+    np.testing.assert_array_equal(attempt.collector.total, before)
 
 
 def test_bits_behind_the_last_word_are_named() -> None:
@@ -223,3 +228,110 @@ def test_a_site_that_shares_out_another_secret_is_named(
     with pytest.raises(FalseMessage) as false:
         attempt.collector.unmask()
     assert false.value.sender == cheat
+
+
+# --- where a site picks few holders
+
+
+@dataclass
+class Sparse(Attempt):
+    """An attempt of 24 sites with ten holders each."""
+
+    federation: Federation = field(default_factory=lambda: Federation(MANY, graphs=few))
+
+    def __post_init__(self) -> None:
+        self.collector = self.federation.collector(ROUND)
+        for name in MANY:
+            self.collector.add_advert(name, self.ask(name, "advertise"))
+        self.cohort = self.collector.form(16)
+        self.made = {name: self.ask(name, "share", self.cohort.adverts, 16) for name in MANY}
+
+    def holders(self, name: str) -> list[str]:
+        """Return who else holds shares of a site's secrets."""
+        return [envelope.recipient for envelope in self.made[name] if envelope.recipient != name]
+
+    def close_without(self, gone: list[str]) -> tuple[str, ...]:
+        for name in MANY:
+            if name not in gone:
+                self.collector.add_envelopes(name, self.made[name])
+        return self.collector.close_envelopes()
+
+
+@pytest.fixture
+def sparse() -> Sparse:
+    return Sparse()
+
+
+def test_envelopes_for_more_or_fewer_holders_than_are_to_be_picked_are_named(
+    sparse: Sparse,
+) -> None:
+    site, other = MANY[3], MANY[4]
+    good = sparse.made[site]
+    own = next(envelope for envelope in good if envelope.recipient == site)
+    unpicked = next(n for n in MANY if n not in sparse.holders(site) and n != site)
+    more = replace(good[0], recipient=unpicked).signed(sparse.cohort, sparse.federation.keys[site])
+    stranger = replace(own, recipient="a").signed(sparse.cohort, sparse.federation.keys[site])
+    in_order = sorted([*good, more], key=lambda envelope: envelope.recipient)
+    for wrong in (
+        good[:-1],
+        in_order,
+        good[::-1],
+        [good[0], *good[:-1]],
+        [stranger, *good[1:]],
+        [envelope for envelope in in_order if envelope is not own],
+        sparse.made[other],
+        [],
+    ):
+        with pytest.raises(FalseMessage) as false:
+            sparse.collector.add_envelopes(site, wrong)
+        assert false.value.sender == site
+    sparse.collector.add_envelopes(site, good)
+
+
+def test_a_site_gets_the_envelopes_of_those_who_picked_it_and_no_others(sparse: Sparse) -> None:
+    senders = sparse.close_without([])
+    assert senders == sparse.collector.senders == tuple(MANY)
+    for name in MANY:
+        makers = [envelope.sender for envelope in sparse.collector.envelopes_for(name)]
+        assert makers == [other for other in MANY if name in sparse.holders(other)]
+
+
+def test_an_attempt_ends_where_one_site_has_too_few_holders_left(sparse: Sparse) -> None:
+    gone = sparse.holders(MANY[0])[:5]  # 19 sites are left, the threshold of the cohort is 16
+    with pytest.raises(TooFew, match=r"6 holders of the secrets of .* the threshold is 7") as few:
+        sparse.close_without(gone)
+    assert (few.value.left, few.value.threshold) == (6, 7)
+    assert few.value.owner
+
+
+def test_shares_of_others_than_a_site_holds_are_named(sparse: Sparse) -> None:
+    senders = sparse.close_without([])
+    gone = MANY[5]
+    for name in senders:
+        envelopes = sparse.collector.envelopes_for(name)
+        keys = sparse.ask(name, "mask", envelopes, senders)
+        if name != gone:
+            sparse.collector.add_masked(name, sparse.federation.masked(name, keys))
+    survivors = sparse.collector.close_masked()
+    for name in survivors:
+        sparse.collector.add_confirmation(name, sparse.ask(name, "confirm", survivors))
+    signed = sparse.collector.close_confirmations()
+    assert sparse.collector.dropped == (gone,)
+    for name in survivors:
+        reveal = sparse.ask(name, "reveal", survivors, (gone,), signed)
+        held = [n for n in survivors if name in sparse.holders(n) or n == name]
+        assert list(reveal.seeds) == held
+        assert list(reveal.masks) == [gone] * (name in sparse.holders(gone))
+        less = {n: share for n, share in reveal.seeds.items() if n != held[0]}
+        unheld = next(n for n in survivors if n not in held)
+        for wrong in (
+            replace(reveal, seeds=less),
+            replace(reveal, seeds=reveal.seeds | {unheld: reveal.seeds[name]}),
+            replace(reveal, masks={} if reveal.masks else {gone: bytes(33)}),
+        ):
+            with pytest.raises(FalseMessage) as false:
+                sparse.collector.add_reveal(name, wrong)
+            assert false.value.sender == name
+        sparse.collector.add_reveal(name, reveal)
+    expected = sparse.federation.sum(survivors)
+    np.testing.assert_array_equal(sparse.collector.unmask(), expected)

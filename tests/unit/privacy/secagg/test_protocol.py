@@ -17,6 +17,7 @@ from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.privacy.secagg import masks, packing
 from lepton_fed.privacy.secagg.collector import Collector, Progress, TooFew
 from lepton_fed.privacy.secagg.context import Context
+from lepton_fed.privacy.secagg.graph import Graph, Graphs
 from lepton_fed.privacy.secagg.masks import words_dtype
 from lepton_fed.privacy.secagg.member import Member, Rules, State
 from lepton_fed.privacy.secagg.messages import FalseMessage
@@ -34,6 +35,7 @@ class Federation:
     bits: int = 32
     post_quantum: bool = False
     threshold: float = 2 / 3
+    graphs: Graphs = Graph.of
     states: dict[str, State] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,11 +52,21 @@ class Federation:
         """Return a site as it is after a restart: what it remembers comes from its file."""
         content = json.dumps(asdict(self.states.get(name, State()))).encode()
         state = decode(State, strict_json(content))
-        member = Member(
-            name, self.keys[name], self.roster, Rules(3, self.threshold, self.post_quantum), state
-        )
+        rules = Rules(3, self.threshold, self.post_quantum)
+        member = Member(name, self.keys[name], self.roster, rules, state, graphs=self.graphs)
         self.states[name] = member.state
         return member
+
+    def collector(self, context: Context) -> Collector:
+        """Return a coordinator that knows nothing yet."""
+        return Collector(
+            context,
+            self.roster,
+            SIZE,
+            self.bits,
+            post_quantum=self.post_quantum,
+            graphs=self.graphs,
+        )
 
     def keep(self, name: str, member: Member) -> None:
         self.states[name] = member.state
@@ -94,17 +106,12 @@ def attempt(
 
     def restarted(before: Collector) -> Collector:
         content = json.dumps(asdict(before.progress)).encode()
-        after = new()
+        after = federation.collector(context)
         total = before.total.copy() if before.progress.survivors else None
         after.resume(decode(Progress, strict_json(content)), total)
         return after
 
-    def new() -> Collector:
-        return Collector(
-            context, federation.roster, SIZE, federation.bits, post_quantum=federation.post_quantum
-        )
-
-    collector = new()
+    collector = federation.collector(context)
     for name in federation.names:
         collector.add_advert(name, ask(name, "advertise"))  # type: ignore[arg-type]
     threshold = Rules(3, federation.threshold).least(len(federation.names))
@@ -178,3 +185,48 @@ def test_a_coordinator_cannot_go_on_with_survivors_and_no_sum_of_theirs() -> Non
             Collector(ROUND, federation.roster, SIZE).resume(progress, total)
     with pytest.raises(ValueError, match="cannot be among the survivors"):
         Collector(ROUND, federation.roster, SIZE).resume(progress, np.zeros(SIZE, np.uint32))
+
+
+NAMES = [f"site-{number:02}" for number in range(24)]
+
+
+def few(sites: int, _: int) -> Graph:
+    """Return a graph in which four sites may drop out, whoever they are."""
+    return Graph(sites, 10, 7)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_with_few_holders_each_the_sum_is_that_of_those_who_stayed(data: st.DataObject) -> None:
+    phases = st.sampled_from(PHASES)
+    gone = data.draw(st.dictionaries(st.sampled_from(NAMES), phases, max_size=4))
+    federation = Federation(NAMES, data.draw(st.sampled_from([20, 32, 64])), graphs=few)
+    survivors, total = attempt(federation, ROUND, gone)
+    assert list(survivors) == [n for n in NAMES if gone.get(n) not in ("share", "mask")]
+    np.testing.assert_array_equal(total, federation.sum(survivors))
+
+
+def test_with_few_holders_each_and_post_quantum_keys_the_sum_is_exact() -> None:
+    """Whoever picked whom: pairs where the larger index alone did are among them."""
+    federation = Federation(NAMES, post_quantum=True, graphs=few)
+    gone = dict(zip(("site-00", "site-09", "site-17", "site-23"), PHASES, strict=True))
+    survivors, total = attempt(federation, ROUND, gone | {"site-09": "mask", "site-17": "mask"})
+    np.testing.assert_array_equal(total, federation.sum(survivors))
+    picked = {
+        name: {envelope["recipient"] for envelope in state.envelopes}
+        for name, state in federation.states.items()
+        if state.envelopes  # wiped by who revealed
+    }
+    assert picked["site-09"] != picked["site-17"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("post_quantum", [False, True])
+def test_two_hundred_and_fifty_sites_of_which_a_tenth_drop_out(post_quantum: bool) -> None:
+    names = [f"site-{number:03}" for number in range(250)]
+    federation = Federation(names, post_quantum=post_quantum)
+    assert not Graph.of(250, 167).is_complete
+    gone = {name: PHASES[at % 4] for at, name in enumerate(names[::10])}
+    survivors, total = attempt(federation, ROUND, gone)
+    assert len(survivors) == 250 - 13
+    np.testing.assert_array_equal(total, federation.sum(survivors))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_fed.privacy.secagg.context import Context, commit, opens
-from lepton_fed.privacy.secagg.shamir import PRIME, Weights, combine, split
+from lepton_fed.privacy.secagg.shamir import PRIME, Weights, combine, split, split_at
 from tests.unit.privacy.secagg import naive
 from tests.unit.privacy.secagg.published import random_bytes
 
@@ -88,6 +88,19 @@ def test_a_false_share_gives_another_secret_which_the_commitment_tells(
         return  # no element of the field, or no secret of 32 bytes
     assert found != secret
     assert not opens(committed, CONTEXT, "self mask", found, owner="a")
+
+
+def test_shares_for_some_points_are_those_that_all_would_get() -> None:
+    secret, points = bytes(range(32)), [40, 3, 17, 250]
+    made = split_at(secret, points, 3, random_bytes("points"))
+    everyone = split(secret, 250, 3, random_bytes("points"))
+    assert made == {point: everyone[point - 1] for point in points}
+    assert combine({point: made[point] for point in (250, 3, 40)}, 3) == secret
+    for wrong, said in (([0, 1, 2], "point 0"), ([1, 1, 2], "twice"), ([1, 65_536, 2], "65536")):
+        with pytest.raises(ValueError, match=said):
+            split_at(secret, wrong, 3)
+    with pytest.raises(ValueError, match="out of range"):
+        split_at(secret, [5, 6], 3)
 
 
 def test_weights_serve_for_many_secrets_and_leave_further_shares_aside() -> None:
