@@ -213,6 +213,18 @@ def test_too_few_envelopes_are_refused(world: World) -> None:
     assert "below the threshold" in world.refuses(VICTIM, "mask", [], [])
 
 
+def test_an_envelope_that_is_withheld_or_of_no_sender_is_refused(world: World) -> None:
+    """Where everybody holds shares of everybody, each sender but the site itself made one."""
+    world.to_shares()
+    inbox = world.inbox(VICTIM)
+    assert "no envelope of b" in world.refuses(VICTIM, "mask", inbox[1:], NAMES)
+    assert "no envelope of b" in world.refuses(VICTIM, "mask", [], NAMES)
+    assert "b cannot be among the makers" in world.refuses(
+        VICTIM, "mask", inbox, [name for name in NAMES if name != "b"]
+    )
+    assert "not among the senders" in world.refuses(VICTIM, "mask", inbox, NAMES[1:])
+
+
 def test_a_second_set_of_envelopes_is_refused_after_a_restart_too(world: World) -> None:
     world.to_shares()
     first = world.call(VICTIM, "mask", world.inbox(VICTIM), NAMES)

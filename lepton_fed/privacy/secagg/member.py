@@ -11,7 +11,9 @@ has revealed shares of; or be in two sums of one round with one vector. The last
 a site may have to mask its vector again when an attempt fails before it revealed anything, and it
 cannot know whether others did. So an attempt's cohort must lie within that of the first attempt at
 its round, under no lower a threshold. Two attempts that both come to their end then have more than
-half of the first cohort reveal shares in each, so some site would have had to reveal twice.
+half of the first cohort reveal shares in each, so some site would have had to reveal twice. In a
+large cohort, where a few holders give a secret, the graph's numbers and the threshold of
+confirmations see to it that so many are needed.
 
 References:
     K. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",

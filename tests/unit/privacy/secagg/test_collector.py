@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from lepton_fed.identity.signature import PrivateKey
-from lepton_fed.privacy.secagg import member
+from lepton_fed.privacy.secagg import keys, member
 from lepton_fed.privacy.secagg.collector import Collector, TooFew
+from lepton_fed.privacy.secagg.keys import WRAPPED_BYTES, wrap_pair_secret
 from lepton_fed.privacy.secagg.messages import Confirmation, FalseMessage, Reveal
 from tests.unit.privacy.secagg.test_protocol import NAMES as MANY
 from tests.unit.privacy.secagg.test_protocol import ROUND, SIZE, Federation, few
@@ -309,9 +311,9 @@ def test_shares_of_others_than_a_site_holds_are_named(sparse: Sparse) -> None:
     gone = MANY[5]
     for name in senders:
         envelopes = sparse.collector.envelopes_for(name)
-        keys = sparse.ask(name, "mask", envelopes, senders)
+        made = sparse.ask(name, "mask", envelopes, senders)
         if name != gone:
-            sparse.collector.add_masked(name, sparse.federation.masked(name, keys))
+            sparse.collector.add_masked(name, sparse.federation.masked(name, made))
     survivors = sparse.collector.close_masked()
     for name in survivors:
         sparse.collector.add_confirmation(name, sparse.ask(name, "confirm", survivors))
@@ -335,3 +337,72 @@ def test_shares_of_others_than_a_site_holds_are_named(sparse: Sparse) -> None:
         sparse.collector.add_reveal(name, reveal)
     expected = sparse.federation.sum(survivors)
     np.testing.assert_array_equal(sparse.collector.unmask(), expected)
+
+
+def wrapping(cheat: str, lie: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> Sparse:
+    """Return an attempt with post-quantum keys where one site wraps in a way of its own.
+
+    The site picked somebody who did not pick it, so what it wraps counts there.
+    """
+    honest = member.wrap_pair_secret
+    with monkeypatch.context() as lying:
+        lying.setattr(
+            member,
+            "wrap_pair_secret",
+            lambda pair, context, own, other: (lie if own.name == cheat else honest)(
+                pair, context, own, other
+            ),
+        )
+        while True:
+            made = Sparse(Federation(MANY, post_quantum=True, graphs=few))
+            if any(cheat not in made.holders(name) for name in made.holders(cheat)):
+                return made
+
+
+@pytest.mark.parametrize("cheat", [MANY[0], MANY[-1]])
+def test_a_site_that_wraps_another_pair_secret_than_its_own_is_named_in_the_end(
+    cheat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbours cannot tell; once it dropped out and its secret is rebuilt, it shows."""
+
+    def lie(*arguments: Any) -> bytes:
+        with monkeypatch.context() as lying:
+            lying.setattr(
+                keys, "_pair_secret", lambda *_: bytearray(b"a lie of thirty-two bytes length")
+            )
+            return wrap_pair_secret(*arguments)
+
+    attempt = wrapping(cheat, lie, monkeypatch)
+    senders = attempt.close_without([])
+    for name in senders:
+        if name != cheat:
+            made = attempt.ask(name, "mask", attempt.collector.envelopes_for(name), senders)
+            attempt.collector.add_masked(name, attempt.federation.masked(name, made))
+    survivors = attempt.collector.close_masked()
+    for name in survivors:
+        attempt.collector.add_confirmation(name, attempt.ask(name, "confirm", survivors))
+    signed = attempt.collector.close_confirmations()
+    for name in survivors:
+        reveal = attempt.ask(name, "reveal", survivors, (cheat,), signed)
+        attempt.collector.add_reveal(name, reveal)
+    with pytest.raises(FalseMessage, match="committed to another pair secret") as false:
+        attempt.collector.unmask()
+    assert false.value.sender == cheat
+
+
+@pytest.mark.parametrize("cheat", [MANY[0], MANY[-1]])
+def test_a_site_that_wraps_nothing_that_can_be_opened_is_named_by_whom_it_is_for(
+    cheat: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = wrapping(cheat, lambda *_: bytes(WRAPPED_BYTES), monkeypatch)
+    senders = attempt.close_without([])
+    for name in senders:
+        envelopes = attempt.collector.envelopes_for(name)
+        picked, was_picked = cheat in attempt.holders(name), name in attempt.holders(cheat)
+        if was_picked and (not picked or cheat == MANY[0]):
+            with pytest.raises(FalseMessage, match=f"of {cheat} was not wrapped") as false:
+                attempt.ask(name, "mask", envelopes, senders)
+            assert false.value.sender == cheat
+            assert attempt.federation.states[name].senders == [], "nothing of it is remembered"
+        elif name != cheat:
+            attempt.ask(name, "mask", envelopes, senders)

@@ -187,6 +187,26 @@ def test_a_coordinator_cannot_go_on_with_survivors_and_no_sum_of_theirs() -> Non
         Collector(ROUND, federation.roster, SIZE).resume(progress, np.zeros(SIZE, np.uint32))
 
 
+@pytest.mark.parametrize("part", ["mask", "envelope"])
+@pytest.mark.parametrize("cheat", ["a", "c"])
+def test_a_site_with_a_malformed_post_quantum_key_is_named(cheat: str, part: str) -> None:
+    """Its advert is rightly signed; that the key is none shows when something is sealed to it."""
+    federation = Federation(list("abc"), post_quantum=True)
+    members = {name: federation.member(name) for name in "abc"}
+    adverts = [members[name].advertise(ROUND) for name in "abc"]
+    at = "abc".index(cheat)
+    good = getattr(adverts[at], part)
+    bad = replace(adverts[at], **{part: replace(good, kem=b"\xff" * 1184)})
+    adverts[at] = bad.signed(ROUND, federation.keys[cheat])
+    other = "b"
+    if (part, cheat) == ("mask", "a"):  # b has the larger index, and wraps nothing for a
+        members[other].share(ROUND, adverts, 2)
+        return
+    with pytest.raises(FalseMessage) as false:
+        members[other].share(ROUND, adverts, 2)
+    assert false.value.sender == cheat
+
+
 NAMES = [f"site-{number:02}" for number in range(24)]
 
 
