@@ -29,7 +29,17 @@ from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import load_values
 from lepton_fed.config.schema import Rounds, SimulationConf
 from lepton_fed.config.templates import template
-from lepton_fed.core.exchange import Ask, Offer, OfferReply, PushReply, PushStep, Reply, Update
+from lepton_fed.core.exchange import (
+    Ask,
+    Offer,
+    OfferReply,
+    PhaseAsk,
+    PhaseReply,
+    PushReply,
+    PushStep,
+    Reply,
+    Update,
+)
 from lepton_fed.core.layout import Layout, TensorEntry
 from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Pace
@@ -156,6 +166,10 @@ class Idle:
 
     def offered(self, offer: Offer) -> OfferReply:
         """Agree to nothing: there is no offer in this benchmark."""
+        raise NotImplementedError
+
+    def phased(self, asked: PhaseAsk) -> PhaseReply:
+        """Take no part in secure aggregation: this benchmark sends updates as they are."""
         raise NotImplementedError
 
     def pushed(self, step: PushStep) -> PushReply:

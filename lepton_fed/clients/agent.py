@@ -14,19 +14,31 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lepton_fed.clients.bundles import BundleStore
+from lepton_fed.clients.masked import MaskedSite
 from lepton_fed.clients.policy import filtered, judge, policy_digest, within_hours
-from lepton_fed.clients.receipts import Receipts, receipt_of
+from lepton_fed.clients.receipts import Receipts, receipt_of, receipt_of_phase
 from lepton_fed.clients.training_child import TrainingChild
+from lepton_fed.clients.vault import FileVault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.rules import task_problems
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.core.exchange import Ask, Offer, OfferReply, PushReply, PushStep, Reply, legible
+from lepton_fed.core.exchange import (
+    Ask,
+    Offer,
+    OfferReply,
+    PhaseAsk,
+    PhaseReply,
+    PushReply,
+    PushStep,
+    Reply,
+    legible,
+)
 from lepton_fed.errors import LeptonError, Problem, Refused
 from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
-from lepton_fed.identity.signature import PublicKey
+from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.identity.words import key_words
 from lepton_fed.runs.files import write_atomic, writing
 
@@ -44,7 +56,7 @@ class Agent:
 
     Args:
         conf: The site's conf.
-        identity: The public half of its identity; the roster must name it.
+        identity: Its identity key; the roster must name the public half.
         node_key: The public half of its node key, one OpenSSH line; the roster must name it.
         coordinator: The pinned key.
         child: Trains.
@@ -57,14 +69,15 @@ class Agent:
     def __init__(
         self,
         conf: ClientConf,
-        identity: PublicKey,
+        identity: PrivateKey,
         node_key: str,
         coordinator: PublicKey,
         child: TrainingChild | None = None,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self._conf = conf
-        self._identity = identity.public_bytes_raw().hex()
+        self._key = identity
+        self._identity = identity.public_key().public_bytes_raw().hex()
         self._node_key = node_key
         self._coordinator = coordinator
         self._child = child or TrainingChild(conf)
@@ -111,6 +124,23 @@ class Agent:
         except LeptonError as error:  # without a receipt nothing leaves
             _tell(self._about(ask), error.problems)
             return Reply(self._conf.name, refusal=_public(error.problems))
+        return reply
+
+    def phased(self, asked: PhaseAsk) -> PhaseReply:
+        """Answer a phase of secure aggregation, with a receipt of what leaves."""
+        try:
+            reply = self._take(asked)
+            if reply.refusal is not None:
+                _tell(self._about(asked.ask), [reply.refusal])
+                reply = replace(reply, refusal=_public([reply.refusal]))
+        except LeptonError as error:
+            _tell(self._about(asked.ask), error.problems)
+            reply = PhaseReply(self._conf.name, refusal=_public(error.problems))
+        try:
+            self._receive_phase(reply, asked)
+        except LeptonError as error:  # without a receipt nothing leaves
+            _tell(self._about(asked.ask), error.problems)
+            return PhaseReply(self._conf.name, refusal=_public(error.problems))
         return reply
 
     def pushed(self, step: PushStep) -> PushReply:
@@ -163,8 +193,33 @@ class Agent:
         if problems:
             raise Refused(problems)
 
+    def _take(self, asked: PhaseAsk) -> PhaseReply:
+        agreement, conf = self._agreement(asked.ask.agreement), self._conf
+        if not agreement.privacy.secure_aggregation.enabled:
+            raise Refused(Problem("LF4518", "this run was agreed to without secure aggregation"))
+        roster = self._pinned().current
+        self._check_member(roster)
+        vault = FileVault(Path(conf.state) / "masked", agreement.digest)
+        vault.prune()
+        site = MaskedSite(
+            conf.name,
+            self._key,
+            {member.name: member.key for member in roster.sites},
+            agreement,
+            self._child.begin(agreement),
+            conf.policy.privacy.secure_aggregation,
+            vault,
+            lambda ask: filtered(conf.policy, self._train(agreement, ask)),
+        )
+        return site.take(asked)
+
     def _answer(self, ask: Ask) -> Reply:
         agreement = self._agreement(ask.agreement)
+        if agreement.privacy.secure_aggregation.enabled:
+            raise Refused(Problem("LF4518", "in this run updates leave masked only"))
+        return self._train(agreement, ask)
+
+    def _train(self, agreement: Agreement, ask: Ask) -> Reply:
         if ask.train and not within_hours(self._conf.policy, self._now()):
             raise Refused(Problem("LF4605", "this site trains at other hours", key="policy.hours"))
         self._child.begin(agreement)
@@ -199,10 +254,21 @@ class Agent:
         return f"round {ask.round_number} of {legible(run, 80)}"
 
     def _receive(self, reply: Reply, ask: Ask) -> None:
+        about = self._receipt_about(ask)
+        if about is not None:
+            self._receipts.write(receipt_of(reply, ask, about))
+
+    def _receive_phase(self, reply: PhaseReply, asked: PhaseAsk) -> None:
+        about = self._receipt_about(asked.ask)
+        # An advert is made of fresh random numbers: nothing of the site's has left with it.
+        if about is not None and (asked.phase != "advertise" or reply.refusal):
+            self._receipts.write(receipt_of_phase(reply, asked, about))
+
+    def _receipt_about(self, ask: Ask) -> dict[str, str] | None:
         agreement = self._agreed.get(ask.agreement)
         if agreement is None:
-            return  # a code left and nothing else; a stranger's asks shall not fill the folder
-        about = {
+            return None  # a code left and nothing else; a stranger's asks shall not fill the folder
+        return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "site": self._conf.name,
             "coordinator": key_words(self._coordinator),
@@ -211,7 +277,6 @@ class Agent:
             "task": agreement.task.digest,
             "policy": self._policy_digest,
         }
-        self._receipts.write(receipt_of(reply, ask, about))
 
 
 def _decoded(content: bytes) -> Agreement:
@@ -249,7 +314,8 @@ def _public(problems: Sequence[Problem]) -> Problem:
 # Their sentences name the coordinator's own words and the owner's bounds, nothing of the data.
 _SAYABLE = frozenset(
     {
-        *(f"LF46{number:02d}" for number in range(1, 11)),
+        *(f"LF46{number:02d}" for number in range(1, 13)),
+        *(f"LF45{number:02d}" for number in range(14, 19)),
         *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310", "LF5314"),
     }
 )

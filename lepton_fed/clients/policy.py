@@ -23,6 +23,7 @@ __all__ = ["allows_task", "filtered", "judge", "policy_digest", "within_hours"]
 
 _SHORTEST_DIGEST = 12
 _LARGEST_SHOWN = 2**63
+_MOST_COHORT = 1_000_000
 
 
 def policy_digest(policy: Policy, budget: Budget) -> str:
@@ -51,6 +52,7 @@ def judge(policy: Policy, budget: Budget, agreement: Agreement) -> list[Problem]
         *_task(policy, agreement),
         *_amounts(policy, agreement),
         *_privacy(policy, budget, agreement),
+        *_secure_aggregation(policy, agreement),
         *_numbers(policy, agreement),
     ]
 
@@ -178,6 +180,38 @@ def _privacy(policy: Policy, budget: Budget, agreement: Agreement) -> Iterator[P
         )
     if not 0 < record.clip < math.inf:
         yield Problem("LF4607", f"{_shown(record.clip)} is no norm to clip gradients to")
+
+
+def _secure_aggregation(policy: Policy, agreement: Agreement) -> Iterator[Problem]:
+    secure, floor = agreement.privacy.secure_aggregation, policy.privacy.secure_aggregation
+    key = "policy.privacy.secure_aggregation"
+    if not secure.enabled:
+        if floor.required:
+            yield Problem("LF4611", "this site's updates leave masked only", key=f"{key}.required")
+        return
+    if not secure.min_cohort >= floor.min_cohort:
+        yield Problem(
+            "LF4612",
+            f"sums of {_shown(secure.min_cohort)} sites are asked for, at least "
+            f"{floor.min_cohort} are to be in one",
+            key=f"{key}.min_cohort",
+        )
+    if not floor.threshold <= secure.threshold <= 1:
+        yield Problem(
+            "LF4612",
+            f"a threshold of {_shown(secure.threshold)} is asked for, at least "
+            f"{floor.threshold:g} is to stay",
+            key=f"{key}.threshold",
+        )
+    if floor.post_quantum and not secure.post_quantum:
+        yield Problem(
+            "LF4612", "keys are to be agreed on with ML-KEM-768 too", key=f"{key}.post_quantum"
+        )
+    if not (16 <= secure.bits <= 64 and 3 <= agreement.cohort <= _MOST_COHORT):
+        yield Problem(
+            "LF4612",
+            f"no masked number of {_shown(secure.bits)} bits for {_shown(agreement.cohort)} sites",
+        )
 
 
 def _numbers(policy: Policy, agreement: Agreement) -> Iterator[Problem]:

@@ -19,12 +19,12 @@ import numpy as np
 
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.core.exchange import Ask, Reply, legible
+from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, legible
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.runs.files import reading, write_atomic, writing
 
-__all__ = ["Receipt", "Receipts", "VectorRecord", "receipt_of"]
+__all__ = ["Receipt", "Receipts", "VectorRecord", "receipt_of", "receipt_of_phase"]
 
 _GENESIS = hashlib.sha256(b"lepton-fed receipts 1").hexdigest()
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -43,7 +43,7 @@ class VectorRecord:
         bytes: How many bytes.
         norm_before: Its Euclidean norm before it was clipped.
         norm_after: Its norm as it left.
-        sha256: SHA-256 of its bytes, little-endian float32.
+        sha256: SHA-256 of its bytes: little-endian float32, or the packed words of a masked one.
     """
 
     elements: int
@@ -120,6 +120,34 @@ def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str]) -> Receipt:
         agreement=legible(ask.agreement, _LONGEST_DIGEST),
         vectors=vectors,
         numbers=numbers,
+        refusal=reply.refusal.code if reply.refusal else "",
+    )
+
+
+def receipt_of_phase(reply: PhaseReply, asked: PhaseAsk, about: Mapping[str, str]) -> Receipt:
+    """Return the receipt of an answer to a phase of secure aggregation.
+
+    Args:
+        reply: What is about to leave.
+        asked: What it answers.
+        about: As for :func:`receipt_of`.
+
+    Returns:
+        The receipt, without the hash of the one before.
+    """
+    vectors: dict[str, VectorRecord] = {}
+    if reply.masked is not None:
+        content = reply.masked[:]
+        before, after = reply.norms
+        digest = hashlib.sha256(content.data).hexdigest()
+        vectors["masked"] = VectorRecord(reply.words, content.size, before, after, digest)
+    ask = asked.ask
+    return Receipt(
+        **{**about, "run": legible(about["run"], _LONGEST_RUN)},
+        round=ask.round_number if 1 <= ask.round_number <= _MOST_ROUNDS else 0,
+        agreement=legible(ask.agreement, _LONGEST_DIGEST),
+        vectors=vectors,
+        numbers={"phase": f"{asked.phase}, attempt {asked.attempt}", **reply.notes},
         refusal=reply.refusal.code if reply.refusal else "",
     )
 

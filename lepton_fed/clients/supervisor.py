@@ -222,8 +222,7 @@ class _Site:
         self.retry = Retry()
 
     def _agent_with(self, keys: SiteKeys) -> Agent:
-        public = keys.identity.public_key()
-        return Agent(self._conf, public, keys.node_line, keys.coordinator, self._child)
+        return Agent(self._conf, keys.identity, keys.node_line, keys.coordinator, self._child)
 
     def start(self) -> None:
         """Start both, and the training child, which needs as long as the line to come up."""

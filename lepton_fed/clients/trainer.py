@@ -58,11 +58,12 @@ class Trainer:
         conf = self._conf
         devices = devices_of(conf.device)
         kit = build_kit(agreement.task, agreement.seed)
+        strategy = build_strategy(agreement.strategy)
         training, held_out = self._rows.split(agreement)
         self._site = Site(
             conf.name,
             kit,
-            build_strategy(agreement.strategy).site,
+            strategy.site,
             training,
             held_out,
             agreement,
@@ -74,6 +75,9 @@ class Trainer:
         )
         return {
             "layout": kit.layout.digest,
+            "vectors": list(strategy.site.vectors),
+            "size": kit.layout.size,
+            "counts": kit.plan.size,
             "rows": len(training) + len(held_out),
             "noise_multiplier": self._site.noise_multiplier,
         }

@@ -25,6 +25,7 @@ from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.digests import plain
 from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.errors import Problem, Refused, RunError
+from lepton_fed.privacy.secagg.plan import Shape
 
 __all__ = ["TrainingChild"]
 
@@ -64,6 +65,7 @@ class TrainingChild:
         self._process: subprocess.Popen[bytes] | None = None
         self._opened = False  # whether it has the conf
         self._ready = ""
+        self._shape: Shape | None = None
         self._busy = False
         self._closed = False
         self._unexpected = 0
@@ -77,18 +79,21 @@ class TrainingChild:
             self._drop()
             self._spawn()
 
-    def begin(self, agreement: Agreement) -> None:
+    def begin(self, agreement: Agreement) -> Shape:
         """Get the child ready for a run, unless it is.
 
         Args:
             agreement: The run.
 
+        Returns:
+            What an update is made of.
+
         Raises:
             LeptonError: Data, model, privacy or budget do not allow it.
             RunError: LF5310, the child took too long; LF5311, it died; LF5314, it hung.
         """
-        if self._ready == agreement.digest and self._alive():
-            return
+        if self._ready == agreement.digest and self._alive() and self._shape is not None:
+            return self._shape
         self._ready = ""
         head, _ = self._ask(
             {"do": "begin", "agreement": plain(agreement)}, {}, _BEGIN_S, _HUNG_LOOKS_READING
@@ -98,6 +103,10 @@ class TrainingChild:
                 self._drop()
             raise Refused([Problem(**problem) for problem in head["problems"]])
         self._ready = agreement.digest
+        ready = head["ready"]
+        names = tuple(ready["vectors"])
+        self._shape = Shape(ready["layout"], names, ready["size"], ready["counts"])
+        return self._shape
 
     def budget_left(self) -> float | None:
         """Return the epsilon left of the data set's budget, as the open ledger has it now.

@@ -22,6 +22,7 @@ class Agreement:
         rounds: Rounds of the run.
         seed: Seed of the run.
         privacy: What is protected.
+        cohort: Most sites that a round takes; it says how fine a masked number can be.
     """
 
     run: str
@@ -30,8 +31,9 @@ class Agreement:
     rounds: int
     seed: int
     privacy: Privacy
+    cohort: int = 0
 
     @property
     def digest(self) -> str:
         """Return the canonical SHA-256 digest, 64 hexadecimal digits."""
-        return digest_of("lepton-fed agreement 1", self)
+        return digest_of("lepton-fed agreement 2", self)

@@ -59,6 +59,7 @@ def problems_of(conf: object) -> list[Problem]:
         found += _not_empty(conf.runs, "runs")
     if isinstance(conf, SimulationConf):
         found += _sites(conf)
+        found += _secure_aggregation(conf)
         found += _source(conf.sites.source, "sites.source")
         found += _installed("partitioners", conf.sites.partition.name, "sites.partition.name")
         found += _device(conf.device)
@@ -209,6 +210,19 @@ def _outside_epsilon(privacy: Privacy) -> Iterator[Problem]:
             what = f"{name!r} is no number that a site could send"
             yield Problem("LF1047", what, key=key, remedy=remedy)
     yield from distinct(privacy.outside_epsilon, "privacy.outside_epsilon", "LF1047", "number")
+
+
+def _secure_aggregation(conf: SimulationConf) -> Iterator[Problem]:
+    secure = conf.privacy.secure_aggregation
+    selected, needed = conf.rounds.cohort_size(conf.sites.count), secure.least_sites()
+    if secure.enabled and selected < needed:
+        name = "groups" if secure.groups > 1 else "min_cohort"
+        yield Problem(
+            "LF1059",
+            f"{selected} sites are selected for a round; {needed} are needed to hide an update",
+            key=f"privacy.secure_aggregation.{name}",
+            remedy="more sites, fewer groups, or a larger rounds.fraction",
+        )
 
 
 def _sites(conf: SimulationConf) -> Iterator[Problem]:

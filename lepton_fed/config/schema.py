@@ -10,6 +10,8 @@ from lepton_fed.core.task import Task
 
 __all__ = [
     "KINDS",
+    "LEAST_GROUP",
+    "AggregationFloor",
     "Budget",
     "ClientConf",
     "Conf",
@@ -19,6 +21,7 @@ __all__ = [
     "PrivacyFloor",
     "RecordPrivacy",
     "Rounds",
+    "SecureAggregation",
     "ServerConf",
     "SimulationConf",
     "Sites",
@@ -81,6 +84,57 @@ class RecordPrivacy:
     )
 
 
+LEAST_GROUP = 8
+"""Fewest sites in one of several groups."""
+
+
+@dataclass(frozen=True)
+class SecureAggregation:
+    """Secure aggregation: the coordinator learns the sum of the updates, and nothing else."""
+
+    enabled: bool = setting(
+        False, "Sites send masked updates, of which the coordinator can read the sum alone."
+    )
+    min_cohort: int = setting(
+        3, "Fewest sites in a sum; a round with fewer leaves the model as it is.", at_least=3
+    )
+    threshold: float = setting(
+        2 / 3,
+        "Share of a round's sites that must stay to its end, and without which nothing is "
+        "revealed: more than half.",
+        above=0.5,
+        at_most=1,
+    )
+    bits: int = setting(
+        32,
+        "Size of a masked number. With 20 an update is smaller by a third and coarser; the event "
+        "log says how fine the grid is.",
+        at_least=16,
+        at_most=64,
+    )
+    groups: int = setting(
+        1,
+        "Groups that are summed each by itself, at least 8 sites in each, so that a robust "
+        "strategy can compare them. More groups hide a site among fewer.",
+        at_least=1,
+        at_most=1000,
+    )
+    post_quantum: bool = setting(
+        False, "Keys are agreed on with ML-KEM-768 too, so that a recording is of no use later."
+    )
+
+    def least_sites(self) -> int:
+        """Return how many sites a round takes at least.
+
+        Example:
+            >>> SecureAggregation(groups=3).least_sites()
+            24
+        """
+        if self.groups == 1:
+            return self.min_cohort
+        return self.groups * max(LEAST_GROUP, self.min_cohort)
+
+
 @dataclass(frozen=True)
 class Privacy:
     """What is protected, and which numbers leave a site beside the protected update."""
@@ -90,6 +144,9 @@ class Privacy:
         factory=list,
         doc="Numbers derived from rows that may leave a site although epsilon does not cover "
         "them: `evaluation` (counts on held-out rows). Empty: none leave while DP is on.",
+    )
+    secure_aggregation: SecureAggregation = setting(
+        factory=SecureAggregation, doc="What the coordinator can read of an update."
     )
 
 
@@ -211,6 +268,24 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class AggregationFloor:
+    """What the owner asks of secure aggregation."""
+
+    required: bool = setting(True, "Updates leave masked only.")
+    min_cohort: int = setting(3, "Fewest sites in a sum that this site is part of.", at_least=3)
+    threshold: float = setting(
+        2 / 3,
+        "Least share of a round's sites without which nothing is revealed: more than half.",
+        above=0.5,
+        at_most=1,
+    )
+    rounds_per_hour: int = setting(
+        60, "Most rounds in which this site sends a masked update within an hour.", at_least=0
+    )
+    post_quantum: bool = setting(False, "Keys must be agreed on with ML-KEM-768 too.")
+
+
+@dataclass(frozen=True)
 class PrivacyFloor:
     """The least protection under which the site trains."""
 
@@ -219,6 +294,9 @@ class PrivacyFloor:
         0.0, "Largest epsilon that a whole run may cost a record; 0 allows none.", at_least=0
     )
     delta: float = setting(1e-5, "Largest delta that goes with it.", above=0, below=0.1)
+    secure_aggregation: AggregationFloor = setting(
+        factory=AggregationFloor, doc="Under which secure aggregation."
+    )
 
 
 @dataclass(frozen=True)

@@ -35,15 +35,17 @@ def _task() -> dict[str, Any]:
         "model": {"name": "mlp", "arguments": {"hidden": [64], "activation": "tanh"}},
         "training": {"epochs": 2, "batch_size": 64, "learning_rate": 0.6, "momentum": 0.5},
         "metrics": ["accuracy", "macro_f1"],
+        "aggregation": {"norm_bound": 100.0},
     }
 
 
 def _plan() -> dict[str, Any]:
     return {
         "task": _task(),
-        "rounds": {"count": 20, "quorum": 2},
+        "rounds": {"count": 20, "quorum": 3},
         "privacy": {
             "record": {"enabled": True, "epsilon": _EPSILON, "delta": _DELTA},
+            "secure_aggregation": {"enabled": True},
             "outside_epsilon": ["evaluation"],
         },
         "seed": 1,
@@ -80,7 +82,12 @@ def _client() -> dict[str, Any]:
             "batch_size": 256,
             "seconds_per_round": 600.0,
             "hours": ["00:00-24:00"],
-            "privacy": {"record": True, "epsilon": _EPSILON, "delta": _DELTA},
+            "privacy": {
+                "record": True,
+                "epsilon": _EPSILON,
+                "delta": _DELTA,
+                "secure_aggregation": {"rounds_per_hour": 1000},
+            },
             "leaves": ["evaluation", "epsilon"],
         },
         "budget": {"epsilon": _EPSILON, "delta": _DELTA},

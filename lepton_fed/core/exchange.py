@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,12 @@ from lepton_fed.errors import Problem
 __all__ = [
     "MODEL",
     "Ask",
+    "Octets",
     "Offer",
     "OfferReply",
+    "Phase",
+    "PhaseAsk",
+    "PhaseReply",
     "PushReply",
     "PushStep",
     "Reply",
@@ -95,6 +99,67 @@ class Reply:
     epsilon: float | None = None
     noise_multiplier: float | None = None
     again: bool = False
+
+
+Phase = Literal["advertise", "share", "mask", "confirm", "reveal"]
+"""A phase of secure aggregation; in ``share`` the site trains, in ``mask`` its update leaves."""
+
+
+class Octets(Protocol):
+    """Bytes that are read by slices: an array in memory, or a file."""
+
+    @property
+    def size(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, part: slice, /) -> npt.NDArray[np.uint8]:
+        """Return some of them."""
+
+
+@dataclass(frozen=True)
+class PhaseAsk:
+    """A phase of secure aggregation that the coordinator asks of one site.
+
+    Args:
+        phase: Which.
+        attempt: Attempt at the round, from 1.
+        body: What it says, as :mod:`lepton_fed.privacy.secagg.requests` has it.
+        ask: The round; its vectors are there in ``share`` alone.
+    """
+
+    phase: Phase
+    attempt: int
+    body: bytes
+    ask: Ask
+
+
+@dataclass(frozen=True)
+class PhaseReply:
+    """What came back from a site in a phase.
+
+    Args:
+        site: Name of the site, as the transport knows it.
+        body: What it says; empty with a refusal.
+        masked: Its masked vector, packed, in ``mask`` alone.
+        refusal: Why there is neither; None when all went well.
+        accused: Whose message the site could not use, with a refusal; empty when the
+            coordinator's own was wrong.
+        sent_bytes: Bytes of the masked vector.
+        words: How many numbers it has, for the site's receipt.
+        norms: Largest norm of the update's vectors before and after clipping, for the site's
+            receipt in ``mask``; they do not leave the site.
+        notes: What else the receipt says, by name; it does not leave the site.
+    """
+
+    site: str
+    body: bytes = b""
+    masked: Octets | None = None
+    refusal: Problem | None = None
+    accused: str = ""
+    sent_bytes: int = 0
+    words: int = 0
+    norms: tuple[float, float] = (0.0, 0.0)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Pace:
     """
 
     def __init__(self, patience: float) -> None:
-        self._patience = patience
+        self.patience = patience
         self._took_s: dict[str, float] = {}
 
     def deadline(self, cohort: Sequence[str], sent_bytes: int) -> Deadline:
@@ -85,7 +85,7 @@ class Pace:
         known = [self._took_s[site] for site in cohort if site in self._took_s]
         expected = median_high(known) if 2 * len(known) >= len(cohort) and known else None
         transfer = 2 * sent_bytes / _SLOW_BYTES_PER_S
-        return Deadline(self._patience, len(cohort), expected, transfer)
+        return Deadline(self.patience, len(cohort), expected, transfer)
 
     def note(self, site: str, seconds: float) -> None:
         """Learn what a site took; of a late one, how long it was waited for."""

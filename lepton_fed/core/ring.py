@@ -152,7 +152,7 @@ class RingEncoding:
             saturated = int(np.count_nonzero(np.abs(scaled) > limit))
             np.clip(scaled, -limit, limit, out=scaled)
         np.rint(scaled, out=scaled)
-        return scaled.astype(np.int64).view(np.uint64) & self._mask, saturated
+        return scaled.astype(np.int64).view(np.uint64) & self.mask, saturated
 
     def decode(self, total: Ring) -> npt.NDArray[np.float64]:
         """Return the weighted sum that ring elements stand for, in units of the weight bound.
@@ -168,7 +168,8 @@ class RingEncoding:
         return np.ldexp(signed.astype(np.float64), -self.fraction_bits)
 
     @property
-    def _mask(self) -> np.uint64:
+    def mask(self) -> np.uint64:
+        """Return the ring's largest element, whose bits are all one."""
         return np.uint64((1 << self.bits) - 1)
 
 

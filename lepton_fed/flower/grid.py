@@ -84,8 +84,9 @@ class InProcessGrid(Grid):
         """Return the node ids."""
         return list(self._contexts)
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Take messages; each runs when its reply is pulled."""
+    def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> list[str]:
+        """Take messages; each runs when its reply is pulled, however large that is."""
+        del answer_bytes
         pushed = []
         for message in messages:
             message_id = f"message-{next(self._ids)}"

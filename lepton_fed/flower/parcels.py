@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from lepton_fed.core.exchange import legible
-from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, RunError, UpdateRefused
 from lepton_fed.flower import compat
 from lepton_fed.flower.failures import telling
@@ -38,7 +38,7 @@ _MOST_ARRAYS = 16
 _MOST_FILES = 4
 _LEAST_CHUNK = 16 * 1024
 _MOST_NUMBER = 2**40  # Python writes no number of more than 4300 digits, and says so by an error
-_WIDTHS = {"float32": 4, "float64": 8}
+_WIDTHS = {"float32": 4, "float64": 8, "uint8": 1}
 
 Reading = Generator[None, None, Any]
 
@@ -66,13 +66,18 @@ class FiledVector:
     """A vector in a file. It has what admission, sums and spills ask of an array: slices.
 
     Args:
-        path: The file, float32 little-endian; it is held open, and may be removed meanwhile.
+        path: The file, little-endian; it is held open, and may be removed meanwhile.
         size: Number of elements.
+        dtype: Their type.
     """
 
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        dtype: np.dtype[Any] = np.dtype("<f4"),  # noqa: B008
+    ) -> None:
+        self.dtype = dtype
         self._path = path
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
@@ -88,19 +93,19 @@ class FiledVector:
         """Return the bytes of its elements."""
         return self.size * self.dtype.itemsize
 
-    def __getitem__(self, part: slice) -> Vector:
+    def __getitem__(self, part: slice) -> npt.NDArray[Any]:
         """Return a slice, read from the file."""
         start, stop, step = part.indices(self.size)
         if step != 1:
             raise ValueError("a slice is read as it lies in the file")
         width = self.dtype.itemsize
         content = os.pread(self._descriptor, max(stop - start, 0) * width, start * width)
-        return np.frombuffer(content, dtype="<f4")
+        return np.frombuffer(content, dtype=self.dtype)
 
     def astype(self, dtype: str, copy: bool = True) -> FiledVector:
-        """Return this: its elements are of the one type that files have."""
-        if np.dtype(dtype) != np.dtype("<f4"):
-            raise TypeError("a vector in a file is float32")
+        """Return this: its elements are of the type that they have in the file."""
+        if np.dtype(dtype) != self.dtype:
+            raise TypeError(f"the vector in the file is of {self.dtype}")
         return self
 
     def tofile(self, path: Path) -> None:
@@ -169,11 +174,19 @@ class Post:
         return self._parts.get_node_ids()
 
     @telling()
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Put messages out and return their ids, empty for one that could not be."""
+    def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> list[str]:
+        """Put messages out and return their ids, empty for one that could not be.
+
+        Args:
+            messages: The messages.
+            answer_bytes: Bytes of the array in an answer, where it is larger than what is sent.
+        """
         messages = list(messages)
-        most = [_largest(message.content) for message in messages]
-        asked = [(message.metadata.dst_node_id, _size(message.content)) for message in messages]
+        most = [max(_largest(message.content), answer_bytes) for message in messages]
+        asked = [
+            (message.metadata.dst_node_id, max(_size(message.content), answer_bytes))
+            for message in messages
+        ]
         for node, size in asked:
             self._quota.ask(node, size)  # a node may answer before the last message is out
         pushed = [""] * len(messages)

@@ -18,6 +18,8 @@ from lepton_fed.core.exchange import (
     Ask,
     Offer,
     OfferReply,
+    PhaseAsk,
+    PhaseReply,
     PushReply,
     PushStep,
     Reply,
@@ -32,11 +34,15 @@ __all__ = [
     "ask_to_record",
     "offer_reply_to_record",
     "offer_to_record",
+    "phase_reply_to_record",
+    "phase_to_record",
     "push_reply_to_record",
     "push_to_record",
     "record_to_ask",
     "record_to_offer",
     "record_to_offer_reply",
+    "record_to_phase",
+    "record_to_phase_reply",
     "record_to_push",
     "record_to_push_reply",
     "record_to_reply",
@@ -52,7 +58,14 @@ _MOST_FILES = 1000
 _LONGEST_NAME = 64
 _LONGEST_VERSION = 32
 _LARGEST_EPSILON = 1e6
-_RAW = {"float32": ("lepton.f4le", "<f4"), "float64": ("lepton.f8le", "<f8")}
+_PHASES = ("advertise", "share", "mask", "confirm", "reveal")
+_MASKED = "masked"
+_MOST_BODY = 64 * 1024 * 1024  # an envelope is some kilobytes, and a cohort has at most thousands
+_RAW = {
+    "float32": ("lepton.f4le", "<f4"),
+    "float64": ("lepton.f8le", "<f8"),
+    "uint8": ("lepton.u1", "|u1"),
+}
 
 
 def ask_to_record(ask: Ask) -> RecordDict:
@@ -138,6 +151,63 @@ def record_to_reply(site: str, record: RecordDict) -> Reply:
         noise_multiplier=(
             _field(head, "noise_multiplier", float) if "noise_multiplier" in head else None
         ),
+    )
+
+
+def phase_to_record(asked: PhaseAsk) -> RecordDict:
+    """Return a phase of secure aggregation as records."""
+    record = ask_to_record(asked.ask)
+    head = cast("ConfigRecord", record[_HEAD])
+    head["phase"], head["attempt"], head["body"] = asked.phase, asked.attempt, asked.body
+    return record
+
+
+def record_to_phase(record: RecordDict) -> PhaseAsk:
+    """Return the phase of secure aggregation that records hold.
+
+    Raises:
+        UpdateRefused: A field is missing or of another type.
+    """
+    head = _head(record)
+    phase = _field(head, "phase", str)
+    if phase not in _PHASES:
+        raise _refusal("secure aggregation has no such phase")
+    return PhaseAsk(
+        phase, _field(head, "attempt", int), _field(head, "body", bytes), record_to_ask(record)
+    )
+
+
+def phase_reply_to_record(reply: PhaseReply) -> RecordDict:
+    """Return what a site says in a phase as records."""
+    head = {"body": reply.body, "accused": reply.accused, **_told(reply.refusal)}
+    records: dict[str, Any] = {}
+    if reply.masked is not None:
+        records[_MASKED] = ArrayRecord({_MASKED: _raw(reply.masked[:])})
+    return RecordDict({_HEAD: ConfigRecord(head), **records})
+
+
+def record_to_phase_reply(site: str, record: RecordDict) -> PhaseReply:
+    """Return what records say in a phase.
+
+    Args:
+        site: Name of the site that was asked.
+        record: What came back.
+
+    Raises:
+        UpdateRefused: A field is missing, too long or of another type.
+    """
+    head = _head(record)
+    body = _field(head, "body", bytes)
+    if len(body) > _MOST_BODY:
+        raise _refusal(f"a body of {len(body)} bytes")
+    masked = _read(_array(record, _MASKED, _MASKED), "uint8") if _MASKED in record else None
+    return PhaseReply(
+        site,
+        body,
+        masked,
+        _refusal_in(head, site),
+        legible(_field(head, "accused", str), _LONGEST_NAME),
+        sent_bytes=_payload(record),
     )
 
 
@@ -246,7 +316,7 @@ def _arrays(vectors: Mapping[str, Vector]) -> ArrayRecord:
     return ArrayRecord({name: _raw(vector) for name, vector in vectors.items()})
 
 
-def _raw(vector: npt.NDArray[np.floating]) -> Array:
+def _raw(vector: npt.NDArray[Any]) -> Array:
     name = vector.dtype.name
     stype, order = _RAW[name]
     return Array(name, tuple(vector.shape), stype, vector.astype(order, copy=False).tobytes())
@@ -260,7 +330,7 @@ def _read(array: Array, dtype: str) -> npt.NDArray[Any]:
     shape = tuple(array.shape)
     if isinstance(array, FiledArray) and len(shape) == 1:
         # Of an update, what follows reads slices only.
-        return cast("npt.NDArray[Any]", FiledVector(array.path, shape[0]))
+        return cast("npt.NDArray[Any]", FiledVector(array.path, shape[0], np.dtype(order)))
     wanted = int(np.dtype(order).itemsize) * (shape[0] if len(shape) == 1 else -1)
     if len(array.data) != wanted:
         raise _refusal(f"an array of shape {legible(str(shape), 40)} holds {len(array.data)} bytes")

@@ -16,6 +16,8 @@ from lepton_fed.core.exchange import (
     Ask,
     Offer,
     OfferReply,
+    PhaseAsk,
+    PhaseReply,
     PushReply,
     PushStep,
     Reply,
@@ -28,9 +30,13 @@ from lepton_fed.flower.grid import InProcessGrid
 from lepton_fed.flower.records import (
     ask_to_record,
     offer_to_record,
+    phase_reply_to_record,
+    phase_to_record,
     push_to_record,
     record_to_ask,
     record_to_offer_reply,
+    record_to_phase,
+    record_to_phase_reply,
     record_to_push_reply,
     record_to_reply,
     reply_to_record,
@@ -66,8 +72,8 @@ class Channel(Protocol):
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the nodes that are online."""
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Put messages out and return their ids."""
+    def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> Iterable[str]:
+        """Put messages out and return their ids; larger answers than are sent are announced."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Yield the replies to these messages that are here."""
@@ -173,6 +179,28 @@ class GridTransport:
         for site, came in self._converse(outgoing, record_to_reply, deadline):
             yield Reply(site, refusal=came) if isinstance(came, Problem) else came
 
+    def phase(
+        self,
+        asks: Mapping[str, PhaseAsk],
+        deadline: Deadline | None = None,
+        answer_bytes: int = 0,
+    ) -> Iterator[PhaseReply]:
+        """Ask sites for a phase of secure aggregation and yield their replies as they come.
+
+        Args:
+            asks: What is asked of each site, by name; the records of one are made once.
+            deadline: As in :meth:`exchange`.
+            answer_bytes: Bytes of the masked vector that comes back.
+        """
+        records = {id(asked): phase_to_record(asked) for asked in asks.values()}
+        outgoing = {
+            site: _Outgoing("query.phase", records[id(asked)], asked.ask.round_number)
+            for site, asked in asks.items()
+        }
+        del records
+        for site, came in self._converse(outgoing, record_to_phase_reply, deadline, answer_bytes):
+            yield PhaseReply(site, refusal=came) if isinstance(came, Problem) else came
+
     def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
         """Offer sites a run and go on; what they say is for :meth:`offer_replies`.
 
@@ -231,10 +259,11 @@ class GridTransport:
         outgoing: dict[str, _Outgoing],
         read: Callable[[str, RecordDict], Result],
         deadline: Deadline | None,
+        answer_bytes: int = 0,
     ) -> Iterator[tuple[str, Result | Problem]]:
         """Send messages and yield what each site says, or why nothing of use came from it."""
         started = self._clock()
-        waiting, unsent = self._send(outgoing, deadline)
+        waiting, unsent = self._send(outgoing, deadline, answer_bytes)
         outgoing.clear()  # the model in it is put out, and a copy less from here on
         for site in unsent:
             yield site, Problem("LF5304", "the ask could not be sent", where=site)
@@ -266,7 +295,10 @@ class GridTransport:
             yield sent.site, Problem("LF5306", "no reply in time", where=sent.site)
 
     def _send(
-        self, outgoing: Mapping[str, _Outgoing], deadline: Deadline | None
+        self,
+        outgoing: Mapping[str, _Outgoing],
+        deadline: Deadline | None,
+        answer_bytes: int = 0,
     ) -> tuple[dict[str, _Sent], list[str]]:
         ttl = None if deadline is None else deadline.allowed_s(()) + _CLOCKS_APART_S
         digests: dict[int, str] = {}
@@ -290,7 +322,7 @@ class GridTransport:
             sent.append(_Sent(site, out.purpose, nonce, out.round_number))
         waiting: dict[str, _Sent] = {}
         unsent = gone
-        for each, pushed in zip_longest(sent, self._grid.push_messages(messages)):
+        for each, pushed in zip_longest(sent, self._grid.push_messages(messages, answer_bytes)):
             if pushed:
                 waiting[pushed] = each
             else:  # a Grid has no id for a message that it could not send
@@ -345,11 +377,14 @@ class _Sent:
     round_number: int
 
 
-def client_app(answer: Callable[[str, Ask], Reply]) -> ClientApp:
+def client_app(
+    answer: Callable[[str, Ask], Reply], take: Callable[[str, PhaseAsk], PhaseReply] | None = None
+) -> ClientApp:
     """Return a ClientApp that answers asks.
 
     Args:
         answer: From a site's name and an ask to its reply.
+        take: From a site's name and a phase of secure aggregation to its reply.
     """
     app = ClientApp()
 
@@ -357,8 +392,15 @@ def client_app(answer: Callable[[str, Ask], Reply]) -> ClientApp:
         reply = answer(str(context.node_config[SITE]), record_to_ask(message.content))
         return Message(reply_to_record(reply), reply_to=message)
 
+    def handle_phase(message: Message, context: Context) -> Message:
+        if take is None:
+            raise TypeError("nobody here takes part in secure aggregation")
+        reply = take(str(context.node_config[SITE]), record_to_phase(message.content))
+        return Message(phase_reply_to_record(reply), reply_to=message)
+
     app.train()(handle)
     app.evaluate()(handle)
+    app.query("phase")(handle_phase)
     return app
 
 
@@ -378,6 +420,7 @@ def run_in_process(
     sites: Sequence[str],
     answer: Callable[[str, Ask], Reply],
     run: Callable[[GridTransport], Result],
+    take: Callable[[str, PhaseAsk], PhaseReply] | None = None,
 ) -> Result:
     """Run a ServerApp against a ClientApp in this process and return what ``run`` returns.
 
@@ -385,8 +428,9 @@ def run_in_process(
         sites: Names of the sites.
         answer: From a site's name and an ask to its reply.
         run: The coordinator's part, given a transport that reaches the sites.
+        take: From a site's name and a phase of secure aggregation to its reply.
     """
-    grid = InProcessGrid(client_app(answer), [{SITE: site} for site in sites])
+    grid = InProcessGrid(client_app(answer, take), [{SITE: site} for site in sites])
     nodes = dict(zip(sites, grid.get_node_ids(), strict=True))
     results: list[Result] = []
     # The app is given the Grid that it is called with.

@@ -15,14 +15,25 @@ from typing import Protocol
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from lepton_fed.core.exchange import Ask, Offer, OfferReply, PushReply, PushStep, Reply
+from lepton_fed.core.exchange import (
+    Ask,
+    Offer,
+    OfferReply,
+    PhaseAsk,
+    PhaseReply,
+    PushReply,
+    PushStep,
+    Reply,
+)
 from lepton_fed.errors import UpdateRefused
 from lepton_fed.flower import compat
 from lepton_fed.flower.records import (
     offer_reply_to_record,
+    phase_reply_to_record,
     push_reply_to_record,
     record_to_ask,
     record_to_offer,
+    record_to_phase,
     record_to_push,
     reply_to_record,
 )
@@ -46,6 +57,9 @@ class Answers(Protocol):
 
     def asked(self, ask: Ask) -> Reply:
         """Answer an ask."""
+
+    def phased(self, asked: PhaseAsk) -> PhaseReply:
+        """Answer a phase of secure aggregation."""
 
     def pushed(self, step: PushStep) -> PushReply:
         """Answer a step of a push."""
@@ -160,6 +174,9 @@ def site_app(agent: Answers, name: str, identity: PrivateKey, coordinator: Publi
     app.evaluate()(sealed(asked))
     app.query("offer")(
         sealed(lambda content: offer_reply_to_record(agent.offered(record_to_offer(content))))
+    )
+    app.query("phase")(
+        sealed(lambda content: phase_reply_to_record(agent.phased(record_to_phase(content))))
     )
     app.query("push")(
         sealed(lambda content: push_reply_to_record(agent.pushed(record_to_push(content))))

@@ -137,7 +137,10 @@ def append(file: FileIO, content: bytes) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, npt.NDArray[np.generic]], about: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, npt.NDArray[np.generic]],
+    about: Mapping[str, str],
+    mode: int = 0o666,
 ) -> None:
     """Write arrays as safetensors, atomically.
 
@@ -145,6 +148,7 @@ def write_tensors(
         path: The file.
         tensors: Arrays by name.
         about: Text that goes with them.
+        mode: The file's rights, less those that the umask takes.
 
     Raises:
         RunError: It cannot be written.
@@ -152,7 +156,7 @@ def write_tensors(
     from safetensors.numpy import save
 
     whole = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    write_atomic(path, save(whole, metadata=dict(about)))
+    write_atomic(path, save(whole, metadata=dict(about)), mode)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:

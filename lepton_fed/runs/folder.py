@@ -111,6 +111,11 @@ class RunFolder:
         return self.path / "bundle"
 
     @property
+    def masked(self) -> Path:
+        """Return the folder of a round whose sum is being made by secure aggregation."""
+        return self.path / "masked"
+
+    @property
     def spill(self) -> Path:
         """Return the path of the folder for the single updates of the round in progress."""
         return self.path / "spill"

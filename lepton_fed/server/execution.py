@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,9 +14,12 @@ from lepton_fed.config.schema import ServerConf, SimulationConf
 from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.pace import Pace
 from lepton_fed.errors import LeptonError, Problem, RunError
+from lepton_fed.identity.signature import PublicKey
 from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
+from lepton_fed.server.intake import shape_of
+from lepton_fed.server.masked import MaskedRounds
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.base import Strategy
@@ -72,6 +75,7 @@ def execute(
     log: EventLog,
     run: Callable[[Coordinator, Standing], Outcome],
     *,
+    keys: Callable[[], Mapping[str, PublicKey]],
     one_kind_of_device: bool,
     pace: Pace | None = None,
 ) -> tuple[Outcome, RunSummary]:
@@ -88,12 +92,24 @@ def execute(
         folder: The run's folder.
         log: Its event log.
         run: Lets the coordinator reach the sites and go on from where the run stands.
+        keys: Tells the public identity key of every site of the roster, by name.
         one_kind_of_device: Whether all sites are known to train on a CPU.
         pace: Sets the deadlines of rounds; None waits for every site.
 
     Raises:
         LeptonError: The run could not go on; what was recorded stays.
     """
+    masked = None
+    if agreement.privacy.secure_aggregation.enabled:
+        masked = MaskedRounds(
+            agreement,
+            shape_of(strategy, kit.layout, kit.plan),
+            folder,
+            log,
+            keys,
+            quorum=conf.rounds.quorum,
+            patience=None if pace is None else pace.patience,
+        )
     coordinator = Coordinator(
         agreement,
         conf.rounds,
@@ -103,6 +119,7 @@ def execute(
         folder=folder,
         log=log,
         pace=pace,
+        masked=masked,
     )
     standing = coordinator.start(kit.initial)
     events = read_events(folder.events)

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.core.exchange import Ask, Offer, OfferReply, Reply
+from lepton_fed.core.exchange import Ask, Offer, OfferReply, PhaseAsk, PhaseReply, Reply
 from lepton_fed.core.pace import Deadline
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.runs.events import EventLog
@@ -43,6 +43,14 @@ class Line(Protocol):
         self, asks: Mapping[str, Ask], deadline: Deadline | None = None
     ) -> Iterator[Reply]:
         """Ask sites and yield their replies."""
+
+    def phase(
+        self,
+        asks: Mapping[str, PhaseAsk],
+        deadline: Deadline | None = None,
+        answer_bytes: int = 0,
+    ) -> Iterator[PhaseReply]:
+        """Ask sites for a phase of secure aggregation and yield their replies."""
 
     def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
         """Offer sites a run and go on."""
@@ -169,6 +177,15 @@ class Federation:
     ) -> Iterator[Reply]:
         """Ask sites and yield their replies."""
         return self._line.exchange(asks, deadline)
+
+    def phase(
+        self,
+        asks: Mapping[str, PhaseAsk],
+        deadline: Deadline | None = None,
+        answer_bytes: int = 0,
+    ) -> Iterator[PhaseReply]:
+        """Ask sites for a phase of secure aggregation and yield their replies."""
+        return self._line.phase(asks, deadline, answer_bytes)
 
     def take_late(self) -> Sequence[Late]:
         """Return the replies that came too late."""

@@ -3,48 +3,78 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.core.exchange import Reply
 from lepton_fed.core.layout import Layout
 from lepton_fed.core.metrics import CountsSum, MetricsPlan
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, TaskError, UpdateRefused
+from lepton_fed.privacy.secagg.masks import Words
+from lepton_fed.privacy.secagg.plan import Shape, masked_layout
 from lepton_fed.server.admission import admit
+from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.spill import Spill
 from lepton_fed.strategies.base import Each, Strategy, Sum
 
-__all__ = ["SECOND_REPLY", "Evaluation", "Intake", "plan_encoding"]
+__all__ = ["SECOND_REPLY", "Evaluation", "Intake", "MaskedIntake", "plan_aggregation", "shape_of"]
+
+_SLICE = 1 << 14  # elements decoded at a time: the double-precision temporaries stay in cache
 
 SECOND_REPLY = Problem("LF4410", "a second reply to one ask")
 
 
-def plan_encoding(task: Task, cohort: int) -> RingEncoding:
-    """Return how a round's updates are added.
+def plan_aggregation(
+    agreement: Agreement, strategy: Strategy, layout: Layout, plan: MetricsPlan, sites: int
+) -> None:
+    """Refuse a run whose updates cannot be added as it wants them to be.
 
     Args:
-        task: The task; its bounds decide.
-        cohort: Largest number of updates in a round.
+        agreement: What the sites are to agree to.
+        strategy: The strategy that runs.
+        layout: The model's layout.
+        plan: What is counted in an evaluation.
+        sites: Number of sites of the run.
 
     Raises:
-        TaskError: The ring has no room for the cohort at the task's bounds.
+        TaskError: LF3401, the ring has no room for the cohort at the task's bounds; LF3403, the
+            strategy needs single updates, and secure aggregation hides them; LF3404, there are
+            fewer sites than a sum needs.
     """
-    try:
-        # No coordinate exceeds the norm, so the norm's bound is the coordinate's too.
-        return RingEncoding.plan(
-            cohort=cohort,
-            coordinate_bound=task.aggregation.norm_bound,
-            weight_bound=task.aggregation.weight_bound,
-        )
-    except ValueError as error:
+    secure = agreement.privacy.secure_aggregation
+    if not secure.enabled:
+        if strategy.server.needs == "sum":
+            plan_encoding(agreement.task, agreement.cohort)
+        return
+    if strategy.server.needs == "each" and secure.groups == 1:
         raise TaskError(
-            Problem("LF3401", str(error), key="task.aggregation.norm_bound",
-                    remedy="a smaller norm_bound, or fewer sites in a round")
-        ) from error  # fmt: skip
+            Problem("LF3403", f"strategy {strategy.name!r} compares the updates of single sites, "
+                    "which secure aggregation hides", key="strategy.name",
+                    remedy="a strategy that works on the sum (fedavg, fedadam, ...), or "
+                    "privacy.secure_aggregation.groups of 3 or more: it then compares the sums of "
+                    "groups of 8 sites or more")
+        )  # fmt: skip
+    if agreement.cohort < secure.least_sites():
+        raise TaskError(
+            Problem("LF3404", f"{agreement.cohort} of {sites} sites take part in a round; "
+                    f"{secure.least_sites()} are needed to hide an update",
+                    key="privacy.secure_aggregation.min_cohort",
+                    remedy="enrol more sites, take fewer groups, or a larger rounds.fraction")
+        )  # fmt: skip
+    shape = shape_of(strategy, layout, plan)
+    masked_layout(agreement, shape, train=True, evaluate=True)
+
+
+def shape_of(strategy: Strategy, layout: Layout, plan: MetricsPlan) -> Shape:
+    """Return what an update is made of."""
+    return Shape(layout.digest, tuple(strategy.site.vectors), layout.size, plan.size)
 
 
 class Intake:
@@ -125,6 +155,87 @@ class Intake:
         """Remove what was spilled."""
         if self._spill:
             self._spill.close()
+
+
+class MaskedIntake:
+    """The sums of one round's groups, as the strategy needs them: added up, or one by one.
+
+    A strategy that wants single updates gets the mean of each group in their place.
+
+    Args:
+        strategy: Says whether one sum is enough.
+        layout: The run's layout.
+        encoding: How coordinates were encoded.
+        number: Round, from 1.
+        sites: Number of sites of the run.
+        spill: Folder for the groups' means; only made when the strategy needs them.
+        sums: One of each group.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        layout: Layout,
+        encoding: RingEncoding,
+        number: int,
+        sites: int,
+        spill: Path,
+        sums: Sequence[GroupSum],
+    ) -> None:
+        self._strategy = strategy
+        self._layout = layout
+        self._encoding = encoding
+        self._number = number
+        self._sites = sites
+        self._folder = spill
+        self._sums = sums
+        self._spill: Spill | None = None
+
+    @property
+    def contributors(self) -> tuple[str, ...]:
+        """Return the names of the sites whose updates are in, sorted."""
+        return tuple(sorted(name for group in self._sums for name in group.names))
+
+    def aggregate(self) -> Sum | Each:
+        """Return what the server rule works on."""
+        if self._strategy.server.needs == "each":
+            self._spill = Spill(self._folder, self._number, self._layout.size)
+            for group in self._sums:
+                opened = group.opened
+                mean_of_group = {
+                    name: self._mean([words], opened.weight).astype(np.float32)
+                    for name, words in opened.vectors.items()
+                }
+                weight = self._weight(opened.weight)
+                self._spill.add(f"group-{group.number:04d}", mean_of_group, weight)
+            return self._spill
+        total = sum(group.opened.weight for group in self._sums)
+        means = {
+            name: self._mean([group.opened.vectors[name] for group in self._sums], total)
+            for name in self._strategy.site.vectors
+        }
+        return Sum(self._number, means, self.contributors, self._weight(total), self._sites)
+
+    def close(self) -> None:
+        """Remove what was spilled."""
+        if self._spill:
+            self._spill.close()
+
+    def _weight(self, encoded: int) -> float:
+        return math.ldexp(encoded * self._encoding.weight_bound, -self._encoding.weight_bits)
+
+    def _mean(self, sums: Sequence[Words], encoded: int) -> npt.NDArray[np.float64]:
+        """Return the weighted mean of some groups, ``[size]`` float64, slice by slice."""
+        weight = math.ldexp(encoded, -self._encoding.weight_bits)
+        mean = np.empty(self._layout.size)
+        for start in range(0, mean.size, _SLICE):
+            part = slice(start, start + _SLICE)
+            added = np.zeros(mean[part].size, dtype=np.uint64)
+            for words in sums:
+                added += words[part]
+            added &= self._encoding.mask
+            mean[part] = self._encoding.decode(added) / weight
+        return mean
 
 
 class Evaluation:

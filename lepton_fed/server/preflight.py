@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lepton_fed.config.schema import Rounds, ServerConf, StrategyConf
-from lepton_fed.core.ring import RingEncoding
+from lepton_fed.config.schema import ServerConf, SimulationConf, StrategyConf
+from lepton_fed.core.encoding import PLAIN_BITS, plan_encoding
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.certificates import check_certificate
@@ -14,7 +14,6 @@ from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
 from lepton_fed.runs.checks import Checklist
-from lepton_fed.server.intake import plan_encoding
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 
@@ -36,6 +35,7 @@ def check_server(conf: ServerConf) -> Checklist:
         lambda key: fingerprint(key.public_key()),
     )
     checks.add("roster", lambda: _check_roster(conf), str)
+    checks.add("aggregation", lambda: _describe_sums(conf), str)
     checks.add(
         "certificate",
         lambda: check_certificate(Path(conf.tls.certificate)),
@@ -47,6 +47,11 @@ def check_server(conf: ServerConf) -> Checklist:
         lambda _: "the certificate's; only its owner reads it",
     )
     return checks
+
+
+def _describe_sums(conf: ServerConf) -> str:
+    key = load_private_key(Path(conf.signing_key)).public_key()
+    return describe_encoding(conf, max(1, len(read_roster(Path(conf.roster), key).sites)))
 
 
 def _check_roster(conf: ServerConf) -> str:
@@ -79,20 +84,25 @@ def check_strategy(checks: Checklist, conf: StrategyConf) -> None:
     )
 
 
-def describe_encoding(task: Task, rounds: Rounds, sites: int) -> str:
+def describe_encoding(conf: ServerConf | SimulationConf, sites: int) -> str:
     """Return how updates are added, in words.
 
     Args:
-        task: The task.
-        rounds: Selection of sites.
+        conf: The conf.
         sites: Number of sites.
 
     Raises:
         TaskError: The ring has no room for the cohort.
     """
-    encoding: RingEncoding = plan_encoding(task, rounds.cohort_size(sites))
+    secure, task = conf.privacy.secure_aggregation, conf.task
+    bits = secure.bits if secure.enabled else PLAIN_BITS
+    encoding = plan_encoding(task, conf.rounds.cohort_size(sites), bits)
     error = encoding.error_bound(1, 1.0)
-    text = f"{encoding.bits}-bit ring, grid {encoding.grid:.1e}, error of a mean below {error:.1e}"
+    how = "masked: the coordinator sees sums alone" if secure.enabled else "plain"
+    text = (
+        f"{how}; {encoding.bits}-bit ring, grid {encoding.grid:.1e}, error of a mean below "
+        f"{error:.1e}"
+    )
     if task.aggregation.weight == "equal":
         return text
     lost = encoding.bits_lost_to_weight(1.0)

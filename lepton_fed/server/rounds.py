@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Rounds
-from lepton_fed.core.exchange import MODEL, Ask, Reply
+from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, PhaseReply, Reply
 from lepton_fed.core.layout import Layout, Vector, vector_digest
 from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Deadline, Pace
@@ -25,8 +27,10 @@ from lepton_fed.errors import Problem, RunError, UpdateRefused
 from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import ALL_SITES, RunFolder
 from lepton_fed.server.admission import admit_claims
-from lepton_fed.server.intake import SECOND_REPLY, Evaluation, Intake
+from lepton_fed.server.groups import GroupSum
+from lepton_fed.server.intake import SECOND_REPLY, Evaluation, Intake, MaskedIntake
 from lepton_fed.server.laps import Laps
+from lepton_fed.server.masked import MaskedRounds
 from lepton_fed.server.select import select_cohort
 from lepton_fed.server.standing import Record, SiteRecord, Standing
 from lepton_fed.strategies.base import ServerState, Strategy
@@ -66,6 +70,14 @@ class Transport(Protocol):
             deadline: Tells when a site that has not answered is given up; None waits.
         """
 
+    def phase(
+        self,
+        asks: Mapping[str, PhaseAsk],
+        deadline: Deadline | None = None,
+        answer_bytes: int = 0,
+    ) -> Iterator[PhaseReply]:
+        """Ask sites for a phase of secure aggregation, as :meth:`exchange` asks."""
+
     def take_late(self) -> Sequence[Late]:
         """Return which replies came too late since the last time; they were dropped."""
 
@@ -101,6 +113,7 @@ class Coordinator:
         folder: The run's folder.
         log: Its event log.
         pace: Sets the deadline of each round; None waits for every site.
+        masked: Has the sums made by secure aggregation; None where updates are sent as they are.
         clock: Tells seconds that never go back.
     """
 
@@ -115,9 +128,11 @@ class Coordinator:
         folder: RunFolder,
         log: EventLog,
         pace: Pace | None = None,
+        masked: MaskedRounds | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pace = pace
+        self._masked = masked
         self._clock = clock
         self._agreement = agreement
         self._task = agreement.task
@@ -161,6 +176,8 @@ class Coordinator:
                 something else than a model.
             TaskError: The ring has no room for the cohort at the task's bounds.
         """
+        if self._masked is not None:
+            self._masked.tell(evaluate=self._rounds.evaluate)
         begun = self._clock() - standing.record.seconds
         self._record = record = standing.record
         self._learn_pace()
@@ -193,6 +210,8 @@ class Coordinator:
             self._log.sync()  # a checkpoint without the log that leads to it is refused
             # On disk before it is told: a kill in between tells it again, never takes it back.
             standing.save(self._folder, self._task.digest, self._layout.digest)
+            if self._masked is not None:
+                self._masked.forget()
             self._laps.done("checkpoint")
             self.tell_closed(standing)
         if not record.used:
@@ -239,17 +258,26 @@ class Coordinator:
         model: Vector,
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
-        intake = Intake(self._strategy, self._layout, self._task, number, max(1, len(cohort)),
-                         len(self._record.sites), self._folder.spill)  # fmt: skip
-        evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=True)
         self._record.sent_bytes = len(cohort) * _bytes_of(ask.vectors)
-        try:
-            for reply in self._exchange(transport, cohort, ask):
-                self._take(reply, cohort, intake, evaluation, number)
+        with ExitStack() as stack:
+            intake: Intake | MaskedIntake
+            if self._masked is None:
+                intake = Intake(
+                    self._strategy, self._layout, self._task, number, max(1, len(cohort)),
+                    len(self._record.sites), self._folder.spill,
+                )  # fmt: skip
+                stack.callback(intake.close)
+                self._take_updates(transport, cohort, ask, intake)
+            else:
+                sums = self._sums(self._masked, transport, cohort, ask)
+                self._report_sum(sums, ask)
+                intake = MaskedIntake(
+                    self._strategy, self._layout, self._masked.encoding, number,
+                    len(self._record.sites), self._folder.spill, sums,
+                )  # fmt: skip
+                stack.callback(intake.close)
             self._laps.done("exchange")
-            # What sites evaluated is the model they received: that of the round before.
-            self._report(evaluation, number - 1)
             if len(intake.contributors) < self._rounds.quorum:
                 self._log.emit(
                     "round.below_quorum",
@@ -271,8 +299,76 @@ class Coordinator:
             for site in intake.contributors:
                 self._record.sites[site].rounds += 1
             return intake.contributors, after, moved
-        finally:
-            intake.close()
+
+    def _take_updates(
+        self, transport: Transport, cohort: Sequence[str], ask: Ask, intake: Intake
+    ) -> None:
+        """Take in the updates of a cohort as they come, and what it evaluated."""
+        evaluation = Evaluation(self._plan)
+        for reply in self._exchange(transport, cohort, ask):
+            self._take(reply, cohort, intake, evaluation, ask.round_number)
+        # What sites evaluated is the model they received: that of the round before.
+        if evaluation.sites:
+            self._report(evaluation.total(), evaluation.sites, ask.round_number - 1)
+
+    def _sums(
+        self, masked: MaskedRounds, transport: Transport, cohort: Sequence[str], ask: Ask
+    ) -> list[GroupSum]:
+        """Have the sums of a cohort made, and write down what it evaluated."""
+        if not cohort:
+            return []
+        deadline = None
+        if self._pace is not None:
+            deadline = self._pace.deadline(cohort, _bytes_of(ask.vectors))
+            ask = replace(ask, limit_s=deadline.limit_s)
+        started = self._clock()
+
+        def answered(site: str) -> None:
+            took_s = self._clock() - started
+            if self._pace is not None and ask.train:
+                self._pace.note(site, took_s)
+                self._record.sites[site].took_s = took_s
+
+        sums = masked.sums(transport, ask, cohort, deadline, answered)
+        self._tell_late(transport, ask)
+        for group in sums:
+            for site in group.names:
+                record = self._record.sites.setdefault(site, SiteRecord())
+                record.update_bytes = max(record.update_bytes, group.sent_bytes)
+                self._log.emit(
+                    "reply.accepted",
+                    round=ask.round_number,
+                    site=site,
+                    bytes=group.sent_bytes,
+                    norm=None,
+                    epsilon=None,
+                )
+        return sums
+
+    def _report_sum(self, sums: Sequence[GroupSum], ask: Ask) -> npt.NDArray[np.float64] | None:
+        """Write down what the sum of all counts says, and return it; of one site nothing is known.
+
+        None stands for no counts, or none that an evaluation can give.
+        """
+        if not (ask.evaluate and sums):
+            return None
+        names = [name for group in sums for name in group.names]
+        total: npt.NDArray[np.float64] = np.sum([group.opened.counts for group in sums], axis=0)
+        complaint = self._plan.complaint(total)
+        if complaint:
+            self._log.emit(
+                "counts.refused",
+                round=ask.round_number,
+                site=", ".join(names),
+                code="LF4408",
+                why=complaint,
+            )
+            return None
+        if not total[0] > 0:
+            return None
+        after = ask.round_number - 1 if ask.train else ask.round_number
+        self._report(total, {}, after, among=names)
+        return total
 
     def _exchange(self, transport: Transport, cohort: Sequence[str], ask: Ask) -> Iterator[Reply]:
         """Ask a cohort within the round's deadline; learn what each site takes."""
@@ -291,6 +387,9 @@ class Coordinator:
                 if reply.site in cohort:
                     self._record.sites[reply.site].took_s = took_s
             yield reply
+        self._tell_late(transport, ask)
+
+    def _tell_late(self, transport: Transport, ask: Ask) -> None:
         for late_reply in transport.take_late():
             self._log.emit(
                 "reply.late",
@@ -360,17 +459,27 @@ class Coordinator:
         record.held_out = float(reply.counts[0])
         evaluation.add(reply.site, reply.counts)
 
-    def _report(self, evaluation: Evaluation, after_round: int) -> dict[str, float]:
-        """Write down what an evaluation says of the model after a round."""
-        if not evaluation.sites:
-            return {}
-        overall = self._plan.values(evaluation.total())
-        for site, metrics in evaluation.sites.items():
-            self._record.sites[site].metrics = metrics
-        self._folder.append_metrics(after_round, {ALL_SITES: overall, **evaluation.sites})
+    def _report(
+        self,
+        total: npt.NDArray[np.float64],
+        sites: Mapping[str, Mapping[str, float]],
+        after_round: int,
+        among: Sequence[str] = (),
+    ) -> None:
+        """Write down what an evaluation says of the model after a round.
+
+        Args:
+            total: Counts of all sites together.
+            sites: Metrics of each site, where they are known.
+            after_round: The round.
+            among: Names of the sites, where their metrics are not known.
+        """
+        overall = self._plan.values(total)
+        for site, metrics in sites.items():
+            self._record.sites[site].metrics = dict(metrics)
+        self._folder.append_metrics(after_round, {ALL_SITES: overall, **sites})
         self._log.emit("model.evaluated", round=after_round, metrics=overall,
-                       sites=sorted(evaluation.sites))  # fmt: skip
-        return overall
+                       sites=sorted(sites or among))  # fmt: skip
 
     def _last_evaluation(
         self, transport: Transport, names: Sequence[str], state: ServerState, model: Vector
@@ -379,8 +488,22 @@ class Coordinator:
         if not self._rounds.evaluate:
             return {}, {}
         number = self._rounds.count
-        evaluation = Evaluation(self._plan)
         ask = self._ask(number, state, model, train=False)
+        if self._masked is not None:
+            cohort = list(names)[: self._agreement.cohort]
+            total = self._report_sum(self._sums(self._masked, transport, cohort, ask), ask)
+            self._masked.forget()
+        else:
+            total = self._evaluate(transport, names, ask)
+        if total is None:
+            return {}, {}
+        return self._plan.values(total), self._plan.error_bounds(total)
+
+    def _evaluate(
+        self, transport: Transport, names: Sequence[str], ask: Ask
+    ) -> npt.NDArray[np.float64] | None:
+        """Ask sites to evaluate a model and return the counts of all; None without any."""
+        evaluation, number = Evaluation(self._plan), ask.round_number
         for reply in self._exchange(transport, names, ask):
             problem = None if reply.site in names else _NOT_ASKED
             if reply.site in evaluation.sites:
@@ -395,8 +518,11 @@ class Coordinator:
                 self._refuse(reply.site, number, problem)
             else:
                 self._count(reply, evaluation, number)
-        metrics = self._report(evaluation, number)
-        return metrics, self._plan.error_bounds(evaluation.total()) if metrics else {}
+        if not evaluation.sites:
+            return None
+        total = evaluation.total()
+        self._report(total, evaluation.sites, number)
+        return total
 
     def _ask(self, number: int, state: ServerState, model: Vector, *, train: bool) -> Ask:
         return Ask(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from lepton_fed.runs.status import PASSING
 from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import Left, execute, left, recorded
 from lepton_fed.server.federation import Federation, RosterChange
-from lepton_fed.server.intake import plan_encoding
+from lepton_fed.server.intake import plan_aggregation
 from lepton_fed.server.jobs import Job, Jobs
 from lepton_fed.server.monitor import Monitor
 from lepton_fed.server.ongoing import Ongoing, OngoingRun, run_digest_of_conf
@@ -326,29 +326,35 @@ class Service:
                         f"{conf.rounds.quorum}", where=self._conf.roster, key="rounds.quorum",
                         remedy="enrol the sites: lepton-fed keys enrol NAME.enrol.json")
             )  # fmt: skip
-        if strategy.server.needs == "sum":
-            plan_encoding(conf.task, conf.rounds.cohort_size(len(of_run)))
+        cohort = conf.rounds.cohort_size(len(of_run))
+        agreement = Agreement(
+            folder.name if folder else "run", conf.task, conf.strategy, conf.rounds.count,
+            conf.seed, conf.privacy, cohort,
+        )  # fmt: skip
+        plan_aggregation(agreement, strategy, kit.layout, kit.plan, len(of_run))
         if folder is None:
             text = turn.loaded.resolved_yaml()
             folder = RunFolder.create(Path(conf.runs), conf.task.name, text)
+            agreement = replace(agreement, run=folder.name)
         known = OngoingRun(str(folder.path.absolute()), turn.job, run_digest_of_conf(conf))
         self.ongoing.begin(known)
-        agreement = Agreement(
-            folder.name, conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy
-        )
+        current = [members]
+        secure = conf.privacy.secure_aggregation
+        least = max(conf.rounds.quorum, secure.least_sites() if secure.enabled else 1)
         with recorded(EventLog(folder.events, self._listeners)) as log:
             sites = Federation(
                 line,
                 agreement,
                 members.content,
                 names,
-                conf.rounds.quorum,
+                least,
                 conf.gather_s,
                 log,
                 of_run=of_run,
             )
 
             def renew(now: Members, change: RosterChange) -> None:
+                current[0] = now
                 line.renew(now.nodes, now.seals)
                 sites.renew(change)
 
@@ -366,6 +372,7 @@ class Service:
                 folder,
                 log,
                 rounds,
+                keys=lambda: current[0].seals.sites,
                 one_kind_of_device=False,
                 pace=Pace(conf.patience),
             )

@@ -183,6 +183,7 @@ class LocalDeployment:
 
     def _client(self, name: str, keys: Path) -> Mapping[str, Any]:
         conf, record, training = self._conf, self._conf.privacy.record, self._conf.task.training
+        secure = conf.privacy.secure_aggregation
         rows = ["rows"] if conf.task.aggregation.weight == "rows" else []
         return {
             "kind": "client",
@@ -207,7 +208,16 @@ class LocalDeployment:
                 "seconds_per_round": 600.0,
                 "hours": ["00:00-24:00"],
                 "privacy": {
-                    "record": record.enabled, "epsilon": record.epsilon, "delta": record.delta
+                    "record": record.enabled,
+                    "epsilon": record.epsilon,
+                    "delta": record.delta,
+                    "secure_aggregation": {
+                        "required": secure.enabled,
+                        "min_cohort": secure.min_cohort,
+                        "threshold": secure.threshold,
+                        "post_quantum": secure.post_quantum,
+                        "rounds_per_hour": 2 * (conf.rounds.count + 1),
+                    },
                 },
                 "leaves": ["evaluation", "epsilon", *rows],
             },

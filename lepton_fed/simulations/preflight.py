@@ -30,7 +30,7 @@ def check_simulation(conf: SimulationConf) -> Checklist:
     if population is not None:
         checks.add(
             "aggregation",
-            lambda: describe_encoding(conf.task, conf.rounds, len(population)),
+            lambda: describe_encoding(conf, len(population)),
             lambda text: text,
         )
     if kit is not None and population is not None and conf.privacy.record.enabled:

@@ -6,21 +6,27 @@ ClientApp on an in-process Grid, hence the same run digest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lepton_fed.clients.masked import MaskedSite
 from lepton_fed.clients.site import Site
+from lepton_fed.clients.vault import MemoryVault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import Loaded
-from lepton_fed.config.schema import SimulationConf, StrategyConf
-from lepton_fed.core.exchange import Ask, Reply
+from lepton_fed.config.schema import AggregationFloor, SimulationConf, StrategyConf
+from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply
+from lepton_fed.errors import LeptonError
+from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.privacy.secagg.plan import Shape
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import execute, recorded
-from lepton_fed.server.intake import plan_encoding
+from lepton_fed.server.intake import plan_aggregation, shape_of
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.server.standing import Standing
 from lepton_fed.simulations.open_files import room_for_ledgers
@@ -78,14 +84,14 @@ def simulate(
     kit = build_kit(conf.task, conf.seed)
     population = populate(conf)
     plan_privacy(conf, kit, population)
-    if chosen.server.needs == "sum":
-        plan_encoding(conf.task, conf.rounds.cohort_size(len(population)))
+    named = conf.strategy if strategy is None else StrategyConf(strategy.name)
+    planned = agreement_of(conf, "run", named)
+    plan_aggregation(planned, chosen, kit.layout, kit.plan, len(population))
     with ExitStack() as stack:
         if conf.privacy.record.enabled:
             stack.enter_context(room_for_ledgers(len(population)))
         folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
-        named = conf.strategy if strategy is None else StrategyConf(strategy.name)
-        agreement = agreement_of(conf, folder.name, named)
+        agreement = replace(planned, run=folder.name)
         log = stack.enter_context(recorded(EventLog(folder.events, listeners)))
         sites: dict[str, Site] = {}
         for index, rows in enumerate(population):
@@ -102,6 +108,7 @@ def simulate(
             )
             stack.callback(site.close)
             sites[rows.name] = site
+        keys, masked = _masked_sites(agreement, shape_of(chosen, kit.layout, kit.plan), sites)
         outcome, summary = execute(
             conf,
             chosen,
@@ -110,7 +117,8 @@ def simulate(
             [rows.name for rows in population],
             folder,
             log,
-            lambda coordinator, standing: _run_on_flower(coordinator, standing, sites),
+            lambda coordinator, standing: _run_on_flower(coordinator, standing, sites, masked),
+            keys=lambda: keys,
             one_kind_of_device=conf.device == "cpu",
         )
     return Simulation(folder, summary, kit, population, outcome)
@@ -124,7 +132,8 @@ def agreement_of(conf: SimulationConf, run: str, strategy: StrategyConf) -> Agre
         run: Name of the run.
         strategy: The strategy that runs; of an object, its name is all that is known.
     """
-    return Agreement(run, conf.task, strategy, conf.rounds.count, conf.seed, conf.privacy)
+    cohort = conf.rounds.cohort_size(conf.sites.count)
+    return Agreement(run, conf.task, strategy, conf.rounds.count, conf.seed, conf.privacy, cohort)
 
 
 def plan_privacy(
@@ -150,12 +159,42 @@ def plan_privacy(
     }
 
 
-def _run_on_flower(coordinator: Coordinator, standing: Standing, sites: dict[str, Site]) -> Outcome:
+def _masked_sites(
+    agreement: Agreement, shape: Shape, sites: Mapping[str, Site]
+) -> tuple[dict[str, PublicKey], dict[str, MaskedSite]]:
+    """Return the public key of each site, and its part in secure aggregation."""
+    if not agreement.privacy.secure_aggregation.enabled:
+        return {}, {}
+    identities = {name: PrivateKey.generate() for name in sites}
+    keys = {name: identity.public_key() for name, identity in identities.items()}
+    # What the coordinator of a simulation asks for is what its owner wants.
+    floor = AggregationFloor(rounds_per_hour=sys.maxsize)
+    masked = {
+        name: MaskedSite(
+            name, identity, keys, agreement, shape, floor, MemoryVault(), sites[name].answer
+        )
+        for name, identity in identities.items()
+    }
+    return keys, masked
+
+
+def _run_on_flower(
+    coordinator: Coordinator,
+    standing: Standing,
+    sites: Mapping[str, Site],
+    masked: Mapping[str, MaskedSite],
+) -> Outcome:
     from lepton_fed.flower.transport import run_in_process
 
     def answer(site: str, ask: Ask) -> Reply:
         return sites[site].answer(ask)
 
+    def take(site: str, asked: PhaseAsk) -> PhaseReply:
+        try:
+            return masked[site].take(asked)
+        except LeptonError as error:
+            return PhaseReply(site, refusal=error.problems[0])
+
     return run_in_process(
-        list(sites), answer, lambda transport: coordinator.run(transport, standing)
+        list(sites), answer, lambda transport: coordinator.run(transport, standing), take
     )

@@ -53,14 +53,16 @@ class Deployment:
     Args:
         root: Where everything goes.
         task: Overrides of the shipped task, rounds and privacy, as ``key=value``.
+        secure: Whether sites' updates are masked. Most tests look at what one site sends.
     """
 
-    def __init__(self, root: Path, *task: str) -> None:
+    def __init__(self, root: Path, *task: str, secure: bool = False) -> None:
         self.root = root
         self.port = free_port()
         self.task = task
+        self.secure = secure
         self.processes: dict[str, subprocess.Popen[str]] = {}
-        simulation = load_values(SimulationConf, template("simulation"), list(task))
+        simulation = load_values(SimulationConf, self._shipped("simulation"), list(task))
         self.simulation = simulation
         self.population = {site.name: site for site in populate(simulation.conf)}
         lepton("keys", "coordinator", cwd=root)
@@ -69,8 +71,14 @@ class Deployment:
         lepton("keys", "enrol", *(f"keys/{name}.enrol.json" for name in SITES), cwd=root)
         self._write_confs()
 
+    def _shipped(self, kind: str) -> dict[str, Any]:
+        values = template(kind)
+        values["privacy"]["secure_aggregation"]["enabled"] = self.secure
+        values["rounds"]["quorum"] = 3 if self.secure else 2
+        return values
+
     def _write_confs(self) -> None:
-        server = template("server")
+        server = self._shipped("server")
         server |= {"listen": f"127.0.0.1:{self.port}", "gather_s": PATIENCE_S, "monitor": ""}
         (self.root / "server.yaml").write_text(yaml.safe_dump(server))
         for name in SITES:
@@ -86,6 +94,7 @@ class Deployment:
                 "state": f"state/{name}",
             }
             client["policy"]["privacy"]["record"] = False
+            client["policy"]["privacy"]["secure_aggregation"]["required"] = self.secure
             client["policy"]["leaves"] = ["evaluation", "epsilon"]
             (self.root / f"{name}.yaml").write_text(yaml.safe_dump(client))
 
@@ -173,9 +182,11 @@ class Deployment:
 
 
 @contextmanager
-def deployed(root: Path, *task: str, start: Sequence[str] = SITES) -> Iterator[Deployment]:
+def deployed(
+    root: Path, *task: str, start: Sequence[str] = SITES, secure: bool = False
+) -> Iterator[Deployment]:
     """Start a coordinator and sites, and stop them in the end."""
-    found = Deployment(root, *task)
+    found = Deployment(root, *task, secure=secure)
     try:
         found.start("coordinator")
         for name in start:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lepton_fed.core.exchange import Octets
 from lepton_fed.identity.signature import PublicKey as IdentityKey
 from lepton_fed.privacy.secagg import masks
 from lepton_fed.privacy.secagg.context import Context, opens
@@ -35,7 +36,7 @@ from lepton_fed.privacy.secagg.messages import (
     Reveal,
     require_list,
 )
-from lepton_fed.privacy.secagg.packing import Octets, unpacked
+from lepton_fed.privacy.secagg.packing import unpacked
 from lepton_fed.privacy.secagg.shamir import SHARE_BYTES, Weights
 
 __all__ = ["Collector", "Progress", "TooFew"]
@@ -175,6 +176,16 @@ class Collector:
             self.add_confirmation(confirmation.name, confirmation)
         self._confirmed = bool(progress.confirmations)
         return cohort
+
+    @property
+    def advertised(self) -> tuple[str, ...]:
+        """Return whose adverts came, sorted."""
+        return tuple(sorted(self._adverts))
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Return whose vectors are in the sum, sorted."""
+        return self._survivors
 
     # --- adverts
 

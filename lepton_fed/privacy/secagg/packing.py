@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from lepton_fed.core.exchange import Octets
 from lepton_fed.privacy.secagg.masks import Words, words_dtype
 
-__all__ = ["Octets", "pack", "packed_bytes", "unpack", "unpacked"]
+__all__ = ["pack", "packed_bytes", "packed_words", "unpack", "unpacked"]
 
 _UNIT_BITS = 64
 _BLOCK_WORDS = 1 << 16  # a multiple of every group; its temporaries stay in cache
@@ -76,15 +77,24 @@ def pack(words: Words, bits: int) -> bytes:
     return packed.tobytes()[: packed_bytes(words.size, bits)]
 
 
-class Octets(Protocol):
-    """Bytes that are read by slices: an array in memory, or a file."""
+def packed_words(words: Words, bits: int) -> npt.NDArray[np.uint8]:
+    """Return words as bytes of the wire, those of whole 32 or 64 bits without a copy.
 
-    @property
-    def size(self) -> int:
-        """Return how many there are."""
+    Args:
+        words: As :func:`pack` takes them.
+        bits: Size of the ring in bits, 16 to 64.
 
-    def __getitem__(self, part: slice, /) -> npt.NDArray[np.uint8]:
-        """Return some of them."""
+    Returns:
+        ``[packed_bytes(n, bits)]`` uint8.
+
+    Raises:
+        ValueError: As :func:`pack`.
+    """
+    dtype = words_dtype(bits)
+    if bits == 8 * dtype.itemsize and words.dtype == dtype and words.ndim == 1:
+        whole = np.ascontiguousarray(words, dtype.newbyteorder("<"))
+        return whole.view(np.uint8)
+    return np.frombuffer(pack(words, bits), dtype=np.uint8)
 
 
 def unpack(packed: bytes | bytearray | memoryview, count: int, bits: int) -> Words:

@@ -12,6 +12,7 @@ import pytest
 
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import (
+    AggregationFloor,
     Budget,
     ClientConf,
     Policy,
@@ -93,7 +94,7 @@ ALLOWED = Policy(
     batch_size=64,
     seconds_per_round=300.0,
     hours=["00:00-24:00"],
-    privacy=PrivacyFloor(record=False, epsilon=3.0),
+    privacy=PrivacyFloor(False, 3.0, secure_aggregation=AggregationFloor(required=False)),
     leaves=["evaluation", "epsilon"],
 )
 
@@ -172,7 +173,8 @@ class Parties:
         make_certificates(folder / "tls", [])
         shutil.copy(folder / "tls" / "ca.crt", folder)
         self.coordinator = load_private_key(folder / "coordinator.pem")
-        self.identity = load_private_key(folder / "north.pem").public_key()
+        self.key = load_private_key(folder / "north.pem")
+        self.identity = self.key.public_key()
         self.node_key = generate_node_key(folder / "north.node")
         self.roster = enrol(Roster(1, _hex(self.coordinator.public_key()), [], ""), self.member())
         write_roster(folder / "roster.json", self.roster, self.coordinator)

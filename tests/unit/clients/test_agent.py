@@ -16,7 +16,7 @@ import pytest
 from lepton_fed.clients import agent as agent_module
 from lepton_fed.clients.agent import Agent
 from lepton_fed.clients.receipts import Receipts
-from lepton_fed.config.schema import Policy, PrivacyFloor, StrategyConf
+from lepton_fed.config.schema import Policy, StrategyConf
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.exchange import Offer, PushStep, Reply, Update
 from lepton_fed.errors import BudgetExceeded, DataError, Problem, RunError
@@ -77,7 +77,7 @@ def build(conf, parties):
     """Build agents with a stand-in for training."""
 
     def one(child=None, now=NOON, conf=conf, **keys):
-        keys = {"identity": parties.identity, "node_key": parties.node_key, **keys}
+        keys = {"identity": parties.key, "node_key": parties.node_key, **keys}
         coordinator = parties.coordinator.public_key()
         built = Agent(
             conf,
@@ -275,7 +275,7 @@ def test_what_is_no_agreement_is_refused(build, parties, conf, content):
 def test_a_site_that_is_not_on_the_roster_with_its_own_keys_takes_no_part(build, offer, parties):
     north = parties.member()
     other = parties.another("other")
-    for wrong in ({"identity": load_private_key(parties.folder / "other.pem").public_key()},
+    for wrong in ({"identity": load_private_key(parties.folder / "other.pem")},
                   {"node_key": other.node_key}):  # fmt: skip
         site = build(**wrong)
         assert site.offered(offer()).refusal.code == "LF4512"
@@ -445,7 +445,7 @@ def test_sentences_of_every_code_that_leave_in_full_are_about_the_policy():
 def test_the_floor_is_held_for_runs_with_dp(build, offer, conf):
     from lepton_fed.config.schema import Privacy, RecordPrivacy
 
-    floor = PrivacyFloor(record=True, epsilon=2.0, delta=1e-5)
+    floor = replace(conf.policy.privacy, record=True, epsilon=2.0)
     site = build(conf=allowing(conf, privacy=floor))
     assert site.offered(offer()).refusal.code == "LF4606"
     for epsilon, code in ((2.5, "LF4607"), (2.0, None)):

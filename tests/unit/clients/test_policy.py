@@ -12,6 +12,7 @@ import pytest
 from lepton_fed.clients.policy import allows_task, filtered, judge, policy_digest, within_hours
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import (
+    AggregationFloor,
     Budget,
     Policy,
     Privacy,
@@ -23,6 +24,7 @@ from lepton_fed.core.exchange import Reply, Update
 from lepton_fed.core.task import Aggregation, ModelSpec, Task, TrainingSpec
 
 BUDGET = Budget(epsilon=8.0)
+FLOOR = PrivacyFloor(True, 4.0, 1e-5, AggregationFloor(required=False))
 POLICY = Policy(
     models=["mlp"],
     rounds=10,
@@ -31,7 +33,7 @@ POLICY = Policy(
     batch_size=64,
     seconds_per_round=60.0,
     hours=["18:00-06:00"],
-    privacy=PrivacyFloor(record=True, epsilon=4.0, delta=1e-5),
+    privacy=FLOOR,
 )
 RECORD = RecordPrivacy(enabled=True, epsilon=4.0, delta=1e-5)
 OFFER = Agreement("run-1", Task(), StrategyConf(), 10, 1, Privacy(RECORD))
@@ -108,7 +110,7 @@ def test_numbers_that_the_policy_lets_out_may_leave():
 
 
 def test_without_dp_the_run_is_allowed_only_where_the_owner_says_so():
-    relaxed = replace(POLICY, privacy=PrivacyFloor(record=False))
+    relaxed = replace(POLICY, privacy=replace(FLOOR, record=False, epsilon=0.0))
     assert judged(record(enabled=False), relaxed, Budget()) == []
     assert judged(OFFER, relaxed) == ["LF4607"], "epsilon 0 of the floor allows no run with DP"
 
@@ -131,7 +133,7 @@ def test_an_empty_policy_allows_nothing_and_says_so_in_a_sentence():
         ({"seconds_per_round": 0.0}, "LF4604"),
         ({"seconds_per_round": math.nan}, "LF4604"),
         ({"hours": []}, "LF4605"),
-        ({"privacy": PrivacyFloor()}, "LF4607"),
+        ({"privacy": replace(FLOOR, epsilon=0.0)}, "LF4607"),
     ],
 )
 def test_a_policy_that_leaves_out_one_permission_refuses(missing, code):
@@ -193,7 +195,7 @@ def test_no_value_of_an_offer_makes_the_judge_fail_and_each_is_refused(agreement
 
 
 def test_an_infinite_epsilon_is_refused_even_by_an_owner_who_wrote_no_bound():
-    boundless = replace(POLICY, privacy=PrivacyFloor(epsilon=math.inf))
+    boundless = replace(POLICY, privacy=replace(FLOOR, epsilon=math.inf))
     assert judged(record(epsilon=math.inf), boundless, Budget(epsilon=math.inf)) == [
         "LF4610",
         "LF4607",
@@ -258,7 +260,7 @@ def test_numbers_that_may_not_leave_are_taken_out_of_a_reply_and_the_rest_stays(
 def test_the_digest_of_a_policy_changes_with_every_permission_and_the_budget():
     changes = [
         {"rounds": 11}, {"leaves": ["rows"]}, {"hours": []}, {"roster": "follow"},
-        {"privacy": PrivacyFloor()},
+        {"privacy": replace(FLOOR, epsilon=0.0)},
     ]  # fmt: skip
     digests = {policy_digest(replace(POLICY, **change), BUDGET) for change in changes}
     digests |= {policy_digest(POLICY, BUDGET), policy_digest(POLICY, Budget(9.0))}

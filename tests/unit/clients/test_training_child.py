@@ -224,13 +224,14 @@ ECHO = """
     import sys
     from lepton_fed.clients.frames import read_frame, write_frame
 
+    READY = {"layout": "l", "vectors": ["delta"], "size": 1, "counts": 1}
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while True:
         head, arrays = read_frame(source)
         said = {"refusal": None, "epsilon": None, "noise_multiplier": None}
         said |= {"counts": False, "again": False}
         said["update"] = {"layout": "l", "weight": 1.0, "norms": {}}
-        write_frame(sink, {"ready": {}, **said}, {f"vector/{n}": a for n, a in arrays.items()})
+        write_frame(sink, {"ready": READY, **said}, {f"vector/{n}": a for n, a in arrays.items()})
 """
 DEAF = "import time; time.sleep(600)"
 GARBLED = "import os, time; os.write(1, b'hello, hello, hello'); time.sleep(600)"

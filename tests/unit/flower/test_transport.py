@@ -141,7 +141,7 @@ class Network(InProcessGrid):
     def get_node_ids(self) -> list[int]:
         return self.online
 
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+    def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> list[str]:
         ids = super().push_messages(messages)
         self.sent = dict(zip(ids, messages, strict=True))
         return ids
@@ -247,7 +247,7 @@ def test_a_reply_to_another_message_is_not_taken_for_this_one() -> None:
 @pytest.mark.parametrize("lost", [(1,), (0, 1, 2)])
 def test_a_site_that_an_ask_could_not_be_sent_to_is_named(lost: tuple[int, ...]) -> None:
     class Lossy(Network):
-        def push_messages(self, messages: Iterable[Message]) -> list[Any]:
+        def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> list[Any]:
             ids = super().push_messages(messages)
             return [None if number in lost else i for number, i in enumerate(ids)]
 
@@ -261,7 +261,7 @@ def test_a_site_that_an_ask_could_not_be_sent_to_is_named(lost: tuple[int, ...])
 
 def test_when_no_ask_could_be_sent_all_sites_are_named() -> None:
     class TooLarge(Network):
-        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> list[str]:
             return []
 
     found = list(over(TooLarge(contents())))
@@ -371,7 +371,7 @@ def test_who_does_not_answer_an_offer_in_time_is_named_once() -> None:
         def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
             return []
 
-        def push_messages(self, messages: Iterable[Message]) -> list[Any]:
+        def push_messages(self, messages: Iterable[Message], answer_bytes: int = 0) -> list[Any]:
             ids: list[Any] = super().push_messages(messages)
             return [None, *ids[1:]]
 

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from lepton_fed.config.schema import Rounds
+from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.core.exchange import MODEL, Ask, Reply
 from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.run_digest import RunDigest
 from lepton_fed.errors import RunError, TaskError
 from lepton_fed.runs.files import read_tensors
-from lepton_fed.server.intake import plan_encoding
 from lepton_fed.server.select import select_cohort
 from lepton_fed.strategies.base import DELTA, Each, PlainSite, Strategy, Sum
 from lepton_fed.strategies.fedavg import AddMean

@@ -130,7 +130,7 @@ def run(world: Any, where: RunFolder, memory: Memory, points: Points, strategy: 
             log.emit = points.around("event", log.emit)  # type: ignore[method-assign]
             return execute(
                 conf, strategy, kit, agreement, list("abcd"), where, log, rounds,
-                one_kind_of_device=True,
+                keys=dict, one_kind_of_device=True,
             )[1]  # fmt: skip
     finally:
         log._file.close()  # as the system does for a dead process

@@ -1,0 +1,235 @@
+"""What a site keeps of a run's secure aggregation: its half of the protocol, and its vector.
+
+The vector is what would leave, before it is masked: written once, after training and with all its
+noise, so that a round that has to be masked again, under other keys, is masked from the very same
+numbers. Both files are synced before an answer leaves, readable for their owner alone, and written
+over by the next round; a closed round's vector is removed at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lepton_fed.core.decode import decode, strict_json
+from lepton_fed.core.digests import canonical_json
+from lepton_fed.errors import Problem, Refused
+from lepton_fed.privacy.secagg.masks import Words
+from lepton_fed.privacy.secagg.member import State
+from lepton_fed.runs.files import (
+    read_tensors,
+    reading,
+    sweep,
+    write_atomic,
+    write_tensors,
+    writing,
+)
+
+__all__ = ["FileVault", "MemoryVault", "Remembered", "StoredVector", "Vault"]
+
+_WORDS = "words"
+_MOST_RUNS = 16
+
+
+@dataclass
+class Remembered:
+    """Where a site is in a run.
+
+    Args:
+        member: Its half of the protocol.
+        begun: When it began the rounds of the last hour, Unix seconds.
+    """
+
+    member: State = field(default_factory=State)
+    begun: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StoredVector:
+    """What is known of the stored vector.
+
+    Args:
+        serial: Number of the round.
+        ask: Digest of what was asked.
+        norm_before: Largest norm of the update's vectors, before clipping.
+        norm_after: After it.
+        saturated: How many coordinates lay beyond the bound.
+        notes: What the receipt says of it, by name.
+    """
+
+    serial: int
+    ask: str
+    norm_before: float
+    norm_after: float
+    saturated: int
+    notes: dict[str, str]
+
+
+class Vault(Protocol):
+    """Where a site keeps them."""
+
+    def recall(self) -> Remembered:
+        """Return where the site is."""
+
+    def remember(self, now: Remembered) -> None:
+        """Keep where it is, before anything leaves."""
+
+    def stored(self) -> StoredVector | None:
+        """Return what is known of the stored vector; None without one."""
+
+    def words(self) -> Words:
+        """Return the stored vector, the caller's to change."""
+
+    def store(self, words: Words, about: StoredVector) -> None:
+        """Keep a vector in the place of the one before."""
+
+    def clear(self) -> None:
+        """Keep none."""
+
+
+class MemoryVault:
+    """Keeps them as long as the process lives: a simulation."""
+
+    def __init__(self) -> None:
+        self._now = Remembered()
+        self._vector: tuple[Words, StoredVector] | None = None
+
+    def recall(self) -> Remembered:
+        """Return where the site is."""
+        return self._now
+
+    def remember(self, now: Remembered) -> None:
+        """Keep where it is."""
+        self._now = now
+
+    def stored(self) -> StoredVector | None:
+        """Return what is known of the stored vector; None without one."""
+        return self._vector[1] if self._vector else None
+
+    def words(self) -> Words:
+        """Return the stored vector, the caller's to change."""
+        if self._vector is None:
+            raise RuntimeError("there is no stored vector")
+        return self._vector[0].copy()
+
+    def store(self, words: Words, about: StoredVector) -> None:
+        """Keep a vector in the place of the one before."""
+        self._vector = words, about
+
+    def clear(self) -> None:
+        """Keep none."""
+        self._vector = None
+
+
+class FileVault:
+    """Keeps them in two files.
+
+    Args:
+        folder: Where; made when it is first needed.
+        run: Name of the files: the digest of the run's agreement.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._folder = folder
+        self._state = folder / f"{run}.json"
+        self._vector = folder / f"{run}.safetensors"
+
+    def recall(self) -> Remembered:
+        """Return where the site is.
+
+        Raises:
+            Refused: LF4517, the file is broken, so that nothing says what was revealed.
+            RunError: It cannot be read.
+        """
+        with reading(self._state):
+            if not self._state.exists():
+                return Remembered()
+            content = self._state.read_bytes()
+        try:
+            return decode(Remembered, strict_json(content))
+        except ValueError:
+            raise Refused(
+                Problem("LF4517", "what this site has revealed in this run cannot be read any more",
+                        where=str(self._state),
+                        remedy="restore the file, or start the run under another name")
+            ) from None  # fmt: skip
+
+    def remember(self, now: Remembered) -> None:
+        """Keep where it is, synced.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        self._make_folder()
+        write_atomic(self._state, canonical_json(now) + b"\n", mode=0o600)
+
+    def stored(self) -> StoredVector | None:
+        """Return what is known of the stored vector; None without one that can be read.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        with reading(self._vector):
+            if not self._vector.exists():
+                return None
+        try:
+            _, about = read_tensors(self._vector)
+            return decode(StoredVector, strict_json(about["about"].encode()))
+        except (KeyError, ValueError):
+            return None
+
+    def words(self) -> Words:
+        """Return the stored vector, the caller's to change.
+
+        Raises:
+            Refused: LF4517, it is gone.
+            RunError: It cannot be read.
+        """
+        try:
+            arrays, _ = read_tensors(self._vector)
+            words: Words = arrays[_WORDS]  # type: ignore[assignment]
+        except (KeyError, ValueError):
+            raise Refused(
+                Problem("LF4517", "the stored vector of this round is gone or broken",
+                        where=str(self._vector), remedy="nothing: the next round is answered as "
+                        "ever")
+            ) from None  # fmt: skip
+        return words
+
+    def store(self, words: Words, about: StoredVector) -> None:
+        """Keep a vector in the place of the one before, synced.
+
+        Raises:
+            RunError: It cannot be written.
+        """
+        self._make_folder()
+        text = {"about": canonical_json(about).decode()}
+        write_tensors(self._vector, {_WORDS: words}, text, mode=0o600)
+
+    def clear(self) -> None:
+        """Keep none.
+
+        Raises:
+            RunError: The file cannot be removed.
+        """
+        with writing(self._vector):
+            self._vector.unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
+        if self._folder.is_dir():
+            return
+        with writing(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def prune(self) -> None:
+        """Remove the vectors of runs long over; where the site was in them stays known.
+
+        Raises:
+            RunError: One cannot be removed.
+        """
+        sweep(self._folder)
+        with writing(self._folder):
+            found = sorted(self._folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+            for old in found[:-_MOST_RUNS]:
+                old.unlink(missing_ok=True)
