@@ -80,12 +80,16 @@ def show_summary(summary: RunSummary) -> None:
 
 def privacy_lines(summary: RunSummary) -> list[str]:
     """Return what a run protects and what it does not, as lines."""
+    masked = ["            updates are masked: the coordinator read their sums alone"]
+    lines = masked if summary.masked else []
     if summary.delta is None:
-        return ["privacy     none: updates are not noised"]
+        return ["privacy     none: updates are not noised", *lines]
+    how = "at most epsilon as above" if summary.masked else "epsilon as above"
     uncovered = ", ".join(f"{what} (counts on held-out rows)" for what in summary.outside_epsilon)
     return [
-        f"privacy     each record: epsilon as above at delta {summary.delta:g} "
+        f"privacy     each record: {how} at delta {summary.delta:g} "
         "(add or remove one record, Poisson sampling, PLD)",
         f"            not covered by epsilon: {uncovered or 'nothing that left a site'}; "
         "row counts are public",
+        *lines,
     ]

@@ -142,6 +142,12 @@ def _metrics(task: Task, summary: RunSummary) -> list[str]:
     return lines
 
 
+_MASKED = (
+    "The sites masked their updates (secure aggregation): the coordinator could read the sum of a "
+    "round alone, which was of three sites or more."
+)
+
+
 def _privacy(summary: RunSummary) -> list[str]:
     protected = [site for site in summary.sites if site.epsilon is not None]
     lines = ["## Privacy", ""]
@@ -150,6 +156,7 @@ def _privacy(summary: RunSummary) -> list[str]:
             *lines,
             "**None promised.** This model was trained without differential privacy: nothing "
             "bounds what it, or the updates that the sites sent, may reveal about a single record.",
+            *(["", _MASKED] if summary.masked else []),
         ]
     delta = "an unrecorded delta" if summary.delta is None else f"delta = {summary.delta:g}"
     clip = (
@@ -178,6 +185,12 @@ def _privacy(summary: RunSummary) -> list[str]:
     if bare:
         lines += [f"**No epsilon is recorded for {listed(bare, _MAX_SITES)}.**", ""]
     outside = [_OUTSIDE.get(name) or escape(name) for name in summary.outside_epsilon]
+    if summary.masked:
+        lines += [
+            f"{_MASKED} No site says what it spent: the epsilon above is what each agreed to at "
+            "most.",
+            "",
+        ]
     return [
         *lines,
         f"- Mechanism: DP-SGD. Each step draws records by Poisson sampling, clips the gradient of "

@@ -276,7 +276,9 @@ class RunFolder:
                 return None
             content = path.read_bytes()
         try:
-            return decode(RunSummary, strict_json(content))
+            said = strict_json(content)
+            # Summaries of earlier versions do not say whether updates were masked: they were not.
+            return decode(RunSummary, {"masked": False, **said} if isinstance(said, dict) else said)
         except ValueError as error:
             raise RunError(
                 Problem("LF5204", f"this is no run summary: {error}", where=str(path),

@@ -158,6 +158,12 @@ _NOTES: Mapping[str, Callable[[Event], str]] = {
     "reply.late": lambda e: (
         f"round {e['round']}: {e['site']}: its reply of round {e['asked_in_round']} came too late"
     ),
+    "secagg.planned": lambda e: (
+        f"updates are masked: {e['bits']}-bit ring, grid {e['grid']:.1e}, at most "
+        f"{e['most_bits_lost_to_weight']:g} bits lost to weights, {e['bytes']:,} bytes an update"
+    ),
+    "secagg.abandoned": lambda e: f"round {e['round']}: no sum could be made: {e['why']}",
+    "secagg.counts_refused": lambda e: f"round {e['round']}: counts: {e['why']} ({e['code']})",
     "round.below_quorum": lambda e: (
         f"round {e['round']}: {e['usable']} usable updates, quorum {e['quorum']}; the model stays "
         "as it was"

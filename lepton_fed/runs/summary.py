@@ -16,7 +16,8 @@ class SiteSummary:
         rounds: Rounds in which its update was used.
         metrics: Metrics of the final model on the site's held-out rows, by name; empty when the
             site sends none.
-        epsilon: Epsilon its records spent in this run; None without record-level DP.
+        epsilon: Epsilon its records spent in this run, or may have spent at most where sites say
+            nothing of one alone; None without record-level DP.
         noise_multiplier: Noise standard deviation over the clipping norm; None without DP.
         update_bytes: Bytes of the vectors of its largest update.
     """
@@ -54,6 +55,7 @@ class RunSummary:
         versions: Versions of the libraries used, by name.
         sites: The sites, by name.
         events: Hash of the event log's last line: what the log is held to.
+        masked: Whether the coordinator saw the sums of updates alone.
     """
 
     run: str
@@ -76,3 +78,4 @@ class RunSummary:
     versions: dict[str, str]
     sites: list[SiteSummary]
     events: str = ""
+    masked: bool = False

@@ -236,7 +236,9 @@ def _summary(
     folder: RunFolder,
     repeatable: bool,
 ) -> RunSummary:
-    record = conf.privacy.record
+    record, masked = conf.privacy.record, conf.privacy.secure_aggregation.enabled
+    # Of a masked update nothing says what it cost; no site goes beyond what it agreed to.
+    at_most = record.epsilon if masked and record.enabled else None
     return RunSummary(
         run=folder.name,
         task=conf.task.digest,
@@ -261,10 +263,11 @@ def _summary(
                 name=name,
                 rounds=site.rounds,
                 metrics=site.metrics,
-                epsilon=site.epsilon,
+                epsilon=at_most if site.epsilon is None else site.epsilon,
                 noise_multiplier=site.noise_multiplier,
                 update_bytes=site.update_bytes,
             )
             for name, site in sorted(outcome.record.sites.items())
         ],
+        masked=masked,
     )

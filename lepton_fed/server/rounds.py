@@ -357,11 +357,7 @@ class Coordinator:
         complaint = self._plan.complaint(total)
         if complaint:
             self._log.emit(
-                "counts.refused",
-                round=ask.round_number,
-                site=", ".join(names),
-                code="LF4408",
-                why=complaint,
+                "secagg.counts_refused", round=ask.round_number, code="LF4408", why=complaint
             )
             return None
         if not total[0] > 0:
