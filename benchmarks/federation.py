@@ -1,6 +1,7 @@
 """What a round costs beyond training, next to stock Flower, and the memory of the coordinator.
 
-Run it as `python -m benchmarks.federation`, with `--overhead` or `--memory` for one of the two.
+Run it as `python -m benchmarks.federation`, with `--overhead`, `--masked` or `--memory` for one of
+the three.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ __all__ = ["beside_stock", "measure"]
 FLOATS_OF_A_MB = 250_000
 SECONDS = {True: 1.5, False: 1.0}
 """Most seconds a round, with SQLite and without."""
+MASKED_SECONDS = 4.0
+"""Most seconds of a round of masked updates."""
 MODELS = 6.0
 """Most memory of a large model over that of a small one, in models."""
 APART = 0.1
@@ -89,7 +92,7 @@ def measure(
 
 
 def beside_stock(
-    sites: int, floats: int, rounds: int, *, database: bool
+    sites: int, floats: int, rounds: int, *, database: bool, masked: bool = False
 ) -> tuple[Measured, list[tuple[float, float]]]:
     """Let lepton-fed and stock Flower do rounds in turn, beside each other.
 
@@ -100,7 +103,7 @@ def beside_stock(
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         address, port = f"{folder}/ours.turns", _free_ports(2 * (sites + 1))
-        ours = Setting(str(folder), port, sites, floats, rounds + 1, database, address)
+        ours = Setting(str(folder), port, sites, floats, rounds + 1, database, address, masked)
         stock = replace(ours, port=port + sites + 1, turns=f"{folder}/stock.turns")
         turns = [stack.enter_context(Turns(Path(side.turns))) for side in (ours, stock)]
         make_keys(ours)
@@ -160,6 +163,16 @@ def overhead(rounds: int) -> None:
               f"{os.cpu_count()}; idle {found.idle:.1%} of a core", flush=True)  # fmt: skip
 
 
+def masked(rounds: int) -> None:
+    """Print what a round of masked updates takes, beside stock Flower's of plain ones."""
+    found, pairs = beside_stock(3, FLOATS_OF_A_MB, rounds, database=True, masked=True)
+    columns = [_range(list(side)) for side in zip(*pairs, strict=True)]
+    held = _held(columns[0][1] < MASKED_SECONDS)
+    print("3 idle sites, 1 MB model, TLS, loopback, SQLite, secure aggregation; seconds a round")
+    print(f"{_cell(columns[0])}, at most {MASKED_SECONDS} s: {held}; stock Flower, plain: "
+          f"{_cell(columns[1])}; refused: {len(found.refused)}; load {os.getloadavg()[0]:.1f}")  # fmt: skip
+
+
 def memory() -> None:
     """Print a table: largest resident memory of the coordinator."""
     print("stand-ins for sites, SQLite; largest resident memory of the coordinator, and how many")
@@ -195,13 +208,17 @@ def main() -> None:
     """Print what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--overhead", action="store_true", help="only the overhead of a round")
+    parser.add_argument("--masked", action="store_true", help="only a round of masked updates")
     parser.add_argument("--memory", action="store_true", help="only the coordinator's memory")
     parser.add_argument("--rounds", type=int, default=8, help="rounds that count (default: 8)")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the parties too
-    if wanted.overhead or not wanted.memory:
+    every = not (wanted.overhead or wanted.masked or wanted.memory)
+    if wanted.overhead or every:
         overhead(wanted.rounds)
-    if wanted.memory or not wanted.overhead:
+    if wanted.masked or every:
+        masked(wanted.rounds)
+    if wanted.memory or every:
         memory()
 
 

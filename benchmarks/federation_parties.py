@@ -25,10 +25,9 @@ import numpy as np
 
 from benchmarks.setting import Measured, Setting
 from benchmarks.turns import Waiting
-from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.load import load_values
-from lepton_fed.config.schema import Rounds, SimulationConf
-from lepton_fed.config.templates import template
+from lepton_fed.clients.masked import MaskedSite
+from lepton_fed.clients.vault import FileVault
+from lepton_fed.config.schema import AggregationFloor, Rounds
 from lepton_fed.core.exchange import (
     Ask,
     Offer,
@@ -40,7 +39,6 @@ from lepton_fed.core.exchange import (
     Reply,
     Update,
 )
-from lepton_fed.core.layout import Layout, TensorEntry
 from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Pace
 from lepton_fed.flower.superlink import SuperLink
@@ -51,6 +49,8 @@ from lepton_fed.identity.keys import load_private_key, load_public_key
 from lepton_fed.identity.node_key import node_public_pem
 from lepton_fed.runs.events import Event, EventLog
 from lepton_fed.runs.folder import RunFolder
+from lepton_fed.server.intake import shape_of
+from lepton_fed.server.masked import MaskedRounds
 from lepton_fed.server.rounds import Coordinator
 from lepton_fed.strategies.base import DELTA
 from lepton_fed.strategies.fedavg import fedavg
@@ -93,13 +93,8 @@ def coordinate(setting: Setting) -> Measured:
 
 
 def _run(setting: Setting, transport: GridTransport, state: Path, found: Measured) -> None:
-    values = template("simulation")
-    conf = load_values(SimulationConf, values, ["privacy.record.enabled=false"]).conf
-    layout = Layout((TensorEntry("weight", (setting.floats,), "float32", "shared", 0),))
+    agreement, layout = setting.agreement, setting.layout
     folder = RunFolder.create(state / "runs", "benchmark", "")
-    agreement = Agreement(
-        folder.name, conf.task, conf.strategy, setting.rounds, conf.seed, conf.privacy
-    )
     turns = Waiting(Path(setting.turns)) if setting.turns else None
     begun = time.monotonic()
 
@@ -119,9 +114,17 @@ def _run(setting: Setting, transport: GridTransport, state: Path, found: Measure
             begun = time.monotonic()
 
     log = EventLog(folder.events, (heard,))
+    plan, pace = MetricsPlan.of(agreement.task), Pace(10.0)
+    masked = None
+    if setting.masked:
+        keys = {name: load_public_key(setting.key(f"{name}.pub")) for name in setting.names}
+        shape = shape_of(fedavg(), layout, plan)
+        masked = MaskedRounds(
+            agreement, shape, folder, log, lambda: keys, quorum=setting.sites, patience=10.0
+        )
     coordinator = Coordinator(
         agreement, Rounds(setting.rounds, 1.0, setting.sites, evaluate=False), layout,
-        MetricsPlan.of(conf.task), fedavg(), folder=folder, log=log, pace=Pace(10.0),
+        plan, fedavg(), folder=folder, log=log, pace=pace, masked=masked,
     )  # fmt: skip
     if turns is not None:
         turns.wait()
@@ -148,11 +151,23 @@ class Idle:
     """Answers every ask at once with an update of its own.
 
     Args:
-        number: Number of the site.
+        setting: The federation.
+        name: Name of the site.
     """
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def __init__(self, setting: Setting, name: str) -> None:
+        self._number = setting.names.index(name)
+        agreement = setting.agreement
+        self._masked = MaskedSite(
+            name,
+            load_private_key(setting.key(f"{name}.pem")),
+            {other: load_public_key(setting.key(f"{other}.pub")) for other in setting.names},
+            agreement,
+            shape_of(fedavg(), setting.layout, MetricsPlan.of(agreement.task)),
+            AggregationFloor(rounds_per_hour=sys.maxsize),
+            FileVault(Path(setting.folder) / name / "masked", agreement.digest),
+            self.asked,
+        )
         self._update: np.ndarray[Any, Any] | None = None
 
     def asked(self, ask: Ask) -> Reply:
@@ -169,8 +184,8 @@ class Idle:
         raise NotImplementedError
 
     def phased(self, asked: PhaseAsk) -> PhaseReply:
-        """Take no part in secure aggregation: this benchmark sends updates as they are."""
-        raise NotImplementedError
+        """Mask the update."""
+        return self._masked.take(asked)
 
     def pushed(self, step: PushStep) -> PushReply:
         """Take nothing."""
@@ -197,7 +212,7 @@ def take_part(setting: Setting, name: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         serve(
-            Idle(setting.names.index(name)),
+            Idle(setting, name),
             name=name,
             identity=load_private_key(setting.key(f"{name}.pem")),
             coordinator=load_public_key(setting.key("coordinator.pub")),

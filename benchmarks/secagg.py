@@ -23,10 +23,13 @@ from flwr.common.secure_aggregation.ndarrays_arithmetic import (
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
 from benchmarks.timing import in_turn
+from lepton_fed.core.norms import clipped
+from lepton_fed.core.ring import RingEncoding
 from lepton_fed.privacy.secagg import masks, packing, shamir
 from lepton_fed.privacy.secagg.context import Context
 from lepton_fed.privacy.secagg.envelopes import open_envelope, seal_envelope
 from lepton_fed.privacy.secagg.keys import KeyPair, Party, RoundSecrets, mask_key, wrap_pair_secret
+from lepton_fed.privacy.secagg.vector import MaskedLayout
 
 PARAMETERS = 10_000_000
 COMPARED = 4  # masks in the comparison: enough for a rate, few enough for Flower
@@ -128,6 +131,18 @@ def whole_steps() -> None:
     for workers in (1, 2):
         masking = functools.partial(masks.apply, words, plus=plus, minus=minus, workers=workers)
         measured(f"site: {NEIGHBOURS} neighbours and its own mask", masking, 0.6, workers)
+    update = np.random.default_rng(1).normal(scale=1e-2, size=PARAMETERS).astype(np.float32)
+    encoding = RingEncoding.plan(
+        cohort=NEIGHBOURS + 1, coordinate_bound=10.0, weight_bound=1.0, bits=32
+    )
+    layout = MaskedLayout(encoding, ("delta",), PARAMETERS, 10)
+
+    def site_step() -> None:
+        vector, _ = clipped(update, 10.0)
+        encoded, _ = layout.encode({"delta": vector}, 1.0, np.zeros(10))
+        masks.apply(encoded, plus=plus, minus=minus, workers=2)
+
+    measured(f"site: norm, clip, encode, {NEIGHBOURS + 1} masks", site_step, 0.6, 2)
     packed = packing.pack(masks.stream(plus[0], PARAMETERS, bits=20), 20)
     twenty = packing.unpack(packed, PARAMETERS, 20)
     measured("site: packing to 20 bits", lambda: packing.pack(twenty, 20), 0.6)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.load import load_values
+from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.templates import template
+from lepton_fed.core.layout import Layout, TensorEntry
+
 __all__ = ["Measured", "Setting"]
 
 
@@ -20,6 +26,7 @@ class Setting:
         rounds: How many are done.
         database: SQLite in the state folder, or nothing on disk.
         turns: Address of who says when a round begins; empty lets one follow the other.
+        masked: Whether updates are securely aggregated.
     """
 
     folder: str
@@ -29,11 +36,29 @@ class Setting:
     rounds: int
     database: bool = True
     turns: str = ""
+    masked: bool = False
 
     @property
     def names(self) -> list[str]:
         """Return the names of the sites."""
         return [f"site-{number:02d}" for number in range(self.sites)]
+
+    @property
+    def layout(self) -> Layout:
+        """Return the layout of the model: one tensor."""
+        return Layout((TensorEntry("weight", (self.floats,), "float32", "shared", 0),))
+
+    @property
+    def agreement(self) -> Agreement:
+        """Return what the sites agreed to before the benchmark began."""
+        words = [
+            "privacy.record.enabled=false",
+            f"privacy.secure_aggregation.enabled={str(self.masked).lower()}",
+        ]
+        conf = load_values(SimulationConf, template("simulation"), words).conf
+        return Agreement(
+            "benchmark", conf.task, conf.strategy, self.rounds, conf.seed, conf.privacy, self.sites
+        )
 
     def key(self, name: str) -> Path:
         """Return the path of a key."""

@@ -21,6 +21,7 @@ from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, legible
 from lepton_fed.core.layout import Vector
+from lepton_fed.core.norms import euclidean_norm
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.runs.files import reading, write_atomic, writing
 
@@ -159,7 +160,7 @@ def _exact(number: float) -> str:
 
 def _record(vector: Vector, before: float | None) -> VectorRecord:
     content = np.ascontiguousarray(vector, "<f4")
-    norm = float(np.sqrt(np.square(content, dtype=np.float64).sum()))
+    norm = euclidean_norm(content)
     digest = hashlib.sha256(content.tobytes()).hexdigest()
     return VectorRecord(
         content.size, content.nbytes, norm if before is None else before, norm, digest

@@ -22,6 +22,7 @@ from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Budget
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
 from lepton_fed.core.layout import Vector
+from lepton_fed.core.norms import clipped
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import (
     BudgetExceeded,
@@ -303,17 +304,13 @@ class Site:
     def _bounded(self, vectors: Mapping[str, Vector]) -> Update:
         """Return the update with each vector scaled down to the task's norm bound."""
         bound = self._kit.task.aggregation.norm_bound
-        clipped: dict[str, Vector] = {}
+        bounded: dict[str, Vector] = {}
         norms: dict[str, float] = {}
         for name, vector in vectors.items():
-            norms[name] = norm = float(np.sqrt(np.square(vector, dtype=np.float64).sum()))
-            if not math.isfinite(norm):
+            bounded[name], norms[name] = clipped(vector, bound)
+            if not math.isfinite(norms[name]):
                 raise RunError(Problem("LF5312", f"vector {name!r} of the update is not finite"))
-            if norm > bound:
-                # A hair below, so that rounding to float32 cannot bring it above again.
-                vector = (vector * (bound / norm * (1 - 1e-6))).astype(np.float32)
-            clipped[name] = vector
-        return Update(self._kit.layout.digest, clipped, self._weight(), norms)
+        return Update(self._kit.layout.digest, bounded, self._weight(), norms)
 
     def _check_frozen(self, model: torch.nn.Module) -> None:
         """Refuse a model that changed a buffer it shares with everybody, and put it back."""

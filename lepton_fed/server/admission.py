@@ -9,14 +9,13 @@ import numpy as np
 
 from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.core.exchange import Reply, Update, legible
-from lepton_fed.core.layout import Layout, Vector
+from lepton_fed.core.layout import Layout
+from lepton_fed.core.norms import euclidean_norm
 from lepton_fed.core.task import Aggregation
 from lepton_fed.errors import Problem, UpdateRefused
 from lepton_fed.privacy.dp.accounting import LARGEST_NOISE
 
 __all__ = ["admit", "admit_claims"]
-
-_SLICE = 1 << 14  # elements widened at a time: the double-precision temporaries stay in cache
 
 
 def admit(
@@ -66,7 +65,7 @@ def admit(
             raise refuse(
                 "LF4404", f"vector {name!r} has shape {vector.shape}, not ({layout.size},)"
             )
-        norm = _norm(vector)
+        norm = euclidean_norm(vector)
         if not math.isfinite(norm):
             raise refuse("LF4405", f"vector {name!r} holds NaN or infinities")
         if norm > aggregation.norm_bound:
@@ -104,17 +103,3 @@ def admit_claims(reply: Reply, record: RecordPrivacy) -> None:
 def _refusal(code: str, what: str, site: str) -> UpdateRefused:
     remedy = "its contribution to this round is left out"
     return UpdateRefused(Problem(code, what, where=site, remedy=remedy))
-
-
-def _norm(vector: Vector) -> float:
-    """Return the Euclidean norm, NaN for a vector that is not finite."""
-    squares = 0.0
-    for start in range(0, vector.size, _SLICE):
-        part = vector[start : start + _SLICE]
-        # Before widening: a signalling NaN makes that a warning.
-        if not np.isfinite(part).all():
-            return math.nan
-        wide = part.astype(np.float64)
-        wide *= wide  # not BLAS: at each slice its threads would wait for the slowest core
-        squares += float(wide.sum())
-    return math.sqrt(squares)

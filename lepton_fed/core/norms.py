@@ -1,0 +1,49 @@
+"""Euclidean norms of large vectors, slice by slice, and clipping to one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lepton_fed.core.layout import Vector
+
+__all__ = ["clipped", "euclidean_norm"]
+
+_SLICE = 1 << 14  # elements widened at a time: the double-precision temporaries stay in cache
+
+
+def euclidean_norm(vector: Vector) -> float:
+    """Return the Euclidean norm, NaN for a vector that is not finite.
+
+    Args:
+        vector: ``[n]`` float32; only slices of it are read.
+    """
+    squares = 0.0
+    for start in range(0, vector.size, _SLICE):
+        part = vector[start : start + _SLICE]
+        # Before widening: a signalling NaN makes that a warning.
+        if not np.isfinite(part).all():
+            return math.nan
+        wide = part.astype(np.float64)
+        wide *= wide  # not BLAS: at each slice its threads would wait for the slowest core
+        squares += float(wide.sum())
+    return math.sqrt(squares)
+
+
+def clipped(vector: Vector, bound: float) -> tuple[Vector, float]:
+    """Return a vector scaled down to a norm, and the norm that it had.
+
+    Args:
+        vector: ``[n]`` float32.
+        bound: Largest norm.
+
+    Returns:
+        ``[n]`` float32, the vector itself where it is within the bound or not finite; its norm,
+        NaN where it is not finite.
+    """
+    norm = euclidean_norm(vector)
+    if norm > bound:
+        # A hair below, so that rounding to float32 cannot bring it above again.
+        vector = (vector * (bound / norm * (1 - 1e-6))).astype(np.float32)
+    return vector, norm
