@@ -165,12 +165,12 @@ def overhead(rounds: int) -> None:
 
 def masked(rounds: int) -> None:
     """Print what a round of masked updates takes, beside stock Flower's of plain ones."""
-    found, pairs = beside_stock(3, FLOATS_OF_A_MB, rounds, database=True, masked=True)
+    _, pairs = beside_stock(3, FLOATS_OF_A_MB, rounds, database=True, masked=True)
     columns = [_range(list(side)) for side in zip(*pairs, strict=True)]
     held = _held(columns[0][1] < MASKED_SECONDS)
     print("3 idle sites, 1 MB model, TLS, loopback, SQLite, secure aggregation; seconds a round")
     print(f"{_cell(columns[0])}, at most {MASKED_SECONDS} s: {held}; stock Flower, plain: "
-          f"{_cell(columns[1])}; refused: {len(found.refused)}; load {os.getloadavg()[0]:.1f}")  # fmt: skip
+          f"{_cell(columns[1])}; load {os.getloadavg()[0]:.1f}")  # fmt: skip
 
 
 def memory() -> None:

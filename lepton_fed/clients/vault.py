@@ -18,6 +18,7 @@ from lepton_fed.errors import Problem, Refused
 from lepton_fed.privacy.secagg.masks import Words
 from lepton_fed.privacy.secagg.member import State
 from lepton_fed.runs.files import (
+    read_about,
     read_tensors,
     reading,
     sweep,
@@ -174,8 +175,8 @@ class FileVault:
             if not self._vector.exists():
                 return None
         try:
-            _, about = read_tensors(self._vector)
-            return decode(StoredVector, strict_json(about["about"].encode()))
+            about = read_about(self._vector)["about"]
+            return decode(StoredVector, strict_json(about.encode()))
         except (KeyError, ValueError):
             return None
 

@@ -297,6 +297,13 @@ def _policy(policy: Policy) -> Iterator[Problem]:
             what = f"{name!r} is no number that could leave the site"
             yield Problem("LF1047", what, key=f"policy.leaves[{index}]", remedy=remedy)
     yield from distinct(policy.leaves, "policy.leaves", "LF1047", "number")
+    if policy.roster == "follow" and policy.privacy.secure_aggregation.required:
+        yield Problem(
+            "LF1065",
+            "who signs the roster could put sites of its own into every sum, and read the rest",
+            key="policy.roster",
+            remedy="set it to confirm, or policy.privacy.secure_aggregation.required to false",
+        )
 
 
 def _address(address: str, key: str) -> Iterator[Problem]:

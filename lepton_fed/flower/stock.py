@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,9 @@ _log = logging.getLogger("lepton_fed.strategy")
 
 _DP = "DifferentialPrivacy"
 _UNFIT = ("FedXgb", _DP)  # trees, not vectors; noise that can be seeded
+_LINEAR = frozenset({"FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi"})
+"""Those that make the weighted mean first, and of it the model."""
+
 _ARRAYS = "arrays"
 _MODEL = "model"
 
@@ -71,8 +74,8 @@ class StockServer(Stateless):
         Raises:
             RunError: It wants something of the sites that they do not send.
         """
-        if isinstance(aggregate, Sum):
-            raise TypeError("a stock strategy needs single updates")
+        if isinstance(aggregate, Sum) and type(self.strategy).__name__ not in _LINEAR:
+            raise TypeError("this stock strategy needs single updates")
         strategy = copy.deepcopy(self.strategy)
         _restore(strategy, state)
         number, sites = aggregate.round_number, aggregate.contributors
@@ -86,10 +89,12 @@ class StockServer(Stateless):
         content = RecordDict({_ARRAYS: ArrayRecord()})
         by_node = {message.metadata.dst_node_id: message for message in asks}
         replies = []
-        for node, site in enumerate(sites, start=COORDINATOR_NODE + 1):
+        for node, (delta, weight) in enumerate(
+            _updates(aggregate, model.size), COORDINATOR_NODE + 1
+        ):
             ask = by_node.get(node) or Message(content, node, "train")
-            moved = model + aggregate.read(site, DELTA, slice(0, model.size))
-            metrics = MetricRecord({self.weight_key: aggregate.weight(site)})
+            moved = model + delta
+            metrics = MetricRecord({self.weight_key: weight})
             records = RecordDict({_ARRAYS: _record(moved), "metrics": metrics})
             replies.append(Message(records, reply_to=ask))
         try:
@@ -123,7 +128,7 @@ def from_flower(strategy: FlowerStrategy) -> Strategy:
         )  # fmt: skip
     weight_key = getattr(strategy, "weighted_by_key", "num-examples")
     server = StockServer(strategy, weight_key)
-    return Strategy(f"flower:{name}", PlainSite(), server)
+    return Strategy(f"flower:{name}", PlainSite(), server, linear=name in _LINEAR)
 
 
 def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
@@ -151,6 +156,15 @@ def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
         raise ConfError(
             Problem("LF1104", f"{strategy} refuses its arguments: {error}", key=f"{key}.arguments")
         ) from error
+
+
+def _updates(aggregate: Sum | Each, size: int) -> Iterator[tuple[Vector, float]]:
+    """Yield each update with its weight; of a sum, the mean with the weight of all."""
+    if isinstance(aggregate, Sum):
+        yield aggregate.mean[DELTA].astype(np.float32), aggregate.weight
+        return
+    for site in aggregate.contributors:
+        yield aggregate.read(site, DELTA, slice(0, size)), aggregate.weight(site)
 
 
 def _least_nodes(strategy: FlowerStrategy, nodes: int) -> int:

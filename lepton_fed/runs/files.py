@@ -20,6 +20,7 @@ from lepton_fed.errors import Problem, RunError
 __all__ = [
     "PARTIAL",
     "append",
+    "read_about",
     "read_tensors",
     "reading",
     "sweep",
@@ -157,6 +158,22 @@ def write_tensors(
 
     whole = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     write_atomic(path, save(whole, metadata=dict(about)), mode)
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """Return the text that goes with the arrays of a safetensors file; they are not read.
+
+    Raises:
+        RunError: It cannot be read.
+        ValueError: It is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with reading(path), safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, str]]:

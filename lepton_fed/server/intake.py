@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import SecureAggregation
 from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.core.exchange import Reply
 from lepton_fed.core.layout import Layout
@@ -24,7 +25,15 @@ from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.spill import Spill
 from lepton_fed.strategies.base import Each, Strategy, Sum
 
-__all__ = ["SECOND_REPLY", "Evaluation", "Intake", "MaskedIntake", "plan_aggregation", "shape_of"]
+__all__ = [
+    "SECOND_REPLY",
+    "Evaluation",
+    "Intake",
+    "MaskedIntake",
+    "plan_aggregation",
+    "require_sites",
+    "shape_of",
+]
 
 _SLICE = 1 << 14  # elements decoded at a time: the double-precision temporaries stay in cache
 
@@ -53,7 +62,7 @@ def plan_aggregation(
         if strategy.server.needs == "sum":
             plan_encoding(agreement.task, agreement.cohort)
         return
-    if strategy.server.needs == "each" and secure.groups == 1:
+    if not strategy.sum_is_enough and secure.groups == 1:
         raise TaskError(
             Problem("LF3403", f"strategy {strategy.name!r} compares the updates of single sites, "
                     "which secure aggregation hides", key="strategy.name",
@@ -61,15 +70,29 @@ def plan_aggregation(
                     "privacy.secure_aggregation.groups of 3 or more: it then compares the sums of "
                     "groups of 8 sites or more")
         )  # fmt: skip
-    if agreement.cohort < secure.least_sites():
+    require_sites(secure, agreement.cohort, sites)
+    shape = shape_of(strategy, layout, plan)
+    masked_layout(agreement, shape, train=True, evaluate=True)
+
+
+def require_sites(secure: SecureAggregation, cohort: int, sites: int) -> None:
+    """Refuse a cohort that is too small to hide an update.
+
+    Args:
+        secure: How updates are aggregated.
+        cohort: Number of sites of a round.
+        sites: Number of sites of the run.
+
+    Raises:
+        TaskError: LF3404, it is.
+    """
+    if secure.enabled and cohort < secure.least_sites():
         raise TaskError(
-            Problem("LF3404", f"{agreement.cohort} of {sites} sites take part in a round; "
+            Problem("LF3404", f"{cohort} of {sites} sites take part in a round; "
                     f"{secure.least_sites()} are needed to hide an update",
                     key="privacy.secure_aggregation.min_cohort",
                     remedy="enrol more sites, take fewer groups, or a larger rounds.fraction")
         )  # fmt: skip
-    shape = shape_of(strategy, layout, plan)
-    masked_layout(agreement, shape, train=True, evaluate=True)
 
 
 def shape_of(strategy: Strategy, layout: Layout, plan: MetricsPlan) -> Shape:
@@ -198,7 +221,7 @@ class MaskedIntake:
 
     def aggregate(self) -> Sum | Each:
         """Return what the server rule works on."""
-        if self._strategy.server.needs == "each":
+        if not self._strategy.sum_is_enough:
             self._spill = Spill(self._folder, self._number, self._layout.size)
             for group in self._sums:
                 opened = group.opened

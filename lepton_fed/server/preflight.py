@@ -14,6 +14,7 @@ from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
 from lepton_fed.runs.checks import Checklist
+from lepton_fed.server.intake import require_sites
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 
@@ -92,9 +93,11 @@ def describe_encoding(conf: ServerConf | SimulationConf, sites: int) -> str:
         sites: Number of sites.
 
     Raises:
-        TaskError: The ring has no room for the cohort.
+        TaskError: The ring has no room for the cohort, or the cohort is too small to hide an
+            update.
     """
     secure, task = conf.privacy.secure_aggregation, conf.task
+    require_sites(secure, conf.rounds.cohort_size(sites), sites)
     bits = secure.bits if secure.enabled else PLAIN_BITS
     encoding = plan_encoding(task, conf.rounds.cohort_size(sites), bits)
     error = encoding.error_bound(1, 1.0)

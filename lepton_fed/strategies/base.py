@@ -162,11 +162,19 @@ class Strategy:
         name: Name for logs and records.
         site: What sites do.
         server: What the coordinator does.
+        linear: Whether the server rule takes a :class:`Sum` too, and makes the same of it, although
+            it asks for single updates where it can have them.
     """
 
     name: str
     site: SiteRule
     server: ServerRule
+    linear: bool = False
+
+    @property
+    def sum_is_enough(self) -> bool:
+        """Return whether the strategy goes with secure aggregation of all sites together."""
+        return self.server.needs == "sum" or self.linear
 
 
 @dataclass(frozen=True)

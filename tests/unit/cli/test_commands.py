@@ -86,7 +86,7 @@ def test_the_shipped_confs_pass_their_check_once_the_keys_are_there(
     project: Path, kind: str
 ) -> None:
     assert run("keys", "coordinator").exit_code == 0
-    for site in ("north", "east"):
+    for site in ("north", "east", "south"):
         assert run("keys", "site", site).exit_code == 0
         assert run("keys", "enrol", f"keys/{site}.enrol.json").exit_code == 0
     result = run("check", "--conf", f"conf/{kind}.yaml", "--json")
@@ -325,7 +325,13 @@ def test_the_demo_says_how_long_the_runs_were_that_it_compares(
 ) -> None:
     monkeypatch.setattr("lepton_fed.simulations.demo.REPEATED_ROUNDS", 7)
     summary = SimpleNamespace(
-        sites=[], delta=None, digest="d" * 64, outside_epsilon=[], metrics={}, error_bounds={}
+        sites=[],
+        delta=None,
+        digest="d" * 64,
+        outside_epsilon=[],
+        metrics={},
+        error_bounds={},
+        masked=True,
     )
     manifest = SimpleNamespace(task="t" * 64, version=1)
     bundle = SimpleNamespace(manifest=manifest, folder=Path("b"))
@@ -339,7 +345,9 @@ def test_the_demo_says_how_long_the_runs_were_that_it_compares(
         predicted=Path("p"),
     )
     demo._show(done, Path("demo"))
-    assert "without DP  e  (two simulations of 7 rounds: equal)" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "without DP  e  (two simulations of 7 rounds: equal)" in said
+    assert "updates are masked: the coordinator read their sums alone" in said
 
 
 @pytest.mark.parametrize("words", [("--resume", ""), ("--resume", "last", "--new")])
