@@ -112,6 +112,17 @@ def masking_against_others() -> None:
         )
 
 
+def two_cores_against_flower() -> None:
+    """Print wall time on two threads beside Flower's, which uses one."""
+    words, wide = np.zeros(PARAMETERS, np.uint32), np.zeros(PARAMETERS, np.int64)
+    seeds, long_seeds = keys(NEIGHBOURS + 1), keys(NEIGHBOURS + 1, 32)
+    ours = functools.partial(masks.apply, words, plus=seeds[::2], minus=seeds[1::2], workers=2)
+    theirs = functools.partial(flower_masking, wide, long_seeds)
+    a, b, (low, middle, high) = in_turn(ours, theirs, 5, time.perf_counter)
+    print(f"\n{NEIGHBOURS + 1} masks on two threads, wall time; Flower uses one")
+    print(f"{a:.3f} s against {b:.3f} s: {1 / middle:.1f} times ({1 / high:.1f} to {1 / low:.1f})")
+
+
 def measured(name: str, call: Callable[[], object], floor_s: float, cores: int = 1) -> None:
     """Print CPU and wall seconds of one call, and the share of what is allowed."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -235,6 +246,7 @@ def _pair_steps(
 def main() -> None:
     """Print the tables."""
     masking_against_others()
+    two_cores_against_flower()
     whole_steps()
     sharing_against_flower()
     key_agreement()
