@@ -40,6 +40,7 @@ from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.identity.words import key_words
+from lepton_fed.privacy.secagg.plan import require_post_quantum
 from lepton_fed.runs.files import write_atomic, writing
 
 __all__ = ["Agent"]
@@ -192,6 +193,7 @@ class Agent:
         problems = problems or list(task_problems(agreement.task))
         if problems:
             raise Refused(problems)
+        require_post_quantum(agreement)
 
     def _take(self, asked: PhaseAsk) -> PhaseReply:
         agreement, conf = self._agreement(asked.ask.agreement), self._conf

@@ -12,7 +12,6 @@ an older run or the file is broken, the round is refused and not trained a secon
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy.typing as npt
 
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.core.exchange import Reply, Update
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.runs.files import (
     read_tensors,
@@ -33,7 +32,7 @@ from lepton_fed.runs.files import (
     writing,
 )
 
-__all__ = ["Answered", "Answers", "Kept", "ask_digest"]
+__all__ = ["Answered", "Answers", "Kept"]
 
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
@@ -57,7 +56,7 @@ class Kept:
     """A site after a round.
 
     Args:
-        ask: :func:`ask_digest` of what was asked.
+        ask: :func:`~lepton_fed.core.exchange.ask_digest` of what was asked.
         round_number: The round.
         reply: What was answered, without the site's name.
         state: What the strategy keeps at the site, by name.
@@ -76,23 +75,12 @@ class Answered:
     """The newest round of a run that a site trained.
 
     Args:
-        ask: :func:`ask_digest` of what was asked.
+        ask: :func:`~lepton_fed.core.exchange.ask_digest` of what was asked.
         round_number: The round.
     """
 
     ask: str
     round_number: int
-
-
-def ask_digest(ask: Ask) -> str:
-    """Return the SHA-256 of everything in an ask, 64 hexadecimal digits."""
-    head = {name: getattr(ask, name) for name in ("agreement", "layout", "round_number")}
-    digests = {
-        name: hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).hexdigest()
-        for name, vector in ask.vectors.items()
-    }
-    told = {**head, "train": ask.train, "evaluate": ask.evaluate, "vectors": digests}
-    return hashlib.sha256(canonical_json(told)).hexdigest()
 
 
 class Answers:

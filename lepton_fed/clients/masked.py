@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lepton_fed.clients.answers import ask_digest
 from lepton_fed.clients.vault import Remembered, StoredVector, Vault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import AggregationFloor
-from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply
+from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.privacy.secagg import masks
@@ -51,6 +50,7 @@ from lepton_fed.privacy.secagg.vector import MaskedLayout
 __all__ = ["MaskedSite"]
 
 _HOUR_S = 3600.0
+_MOST_ATTEMPTS = 16  # at one round: each is a new draw of who holds a site's secrets
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class MaskedSite:
         self._floor = floor
         # Both were compared when the site agreed; the higher one holds whatever was said then.
         self._rules = Rules(
-            max(secure.min_cohort, floor.min_cohort),
+            max(secure.least_sites() // secure.groups, floor.min_cohort),
             max(secure.threshold, floor.threshold),
             secure.post_quantum,
         )
@@ -157,7 +157,7 @@ class MaskedSite:
                                f"{self._agreement.cohort} were agreed to")  # fmt: skip
         adverts = [Advert.parse(advert) for advert in request.adverts]
         begun = self._begun(now, about.serial)
-        envelopes = member.share(about.context, adverts, request.threshold)
+        envelopes = member.share(about.context, adverts, request.threshold, about.digest)
         self._make_vector(about)
         self._keep(member, Remembered(begun=begun))
         notes = {
@@ -248,6 +248,8 @@ class MaskedSite:
             agreement, self._shape, train=serial <= agreement.rounds, evaluate=ask.evaluate
         )
         attempt = 1 if later else asked.attempt
+        if not 1 <= attempt <= _MOST_ATTEMPTS:
+            raise FalseMessage("", f"at most {_MOST_ATTEMPTS} attempts are made at a round")
         context = context_of(
             agreement, self._shape, layout, self._roster_digest, serial=serial, attempt=attempt
         )

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lepton_fed.clients.answers import Answers, Kept, ask_digest
+from lepton_fed.clients.answers import Answers, Kept
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Budget
-from lepton_fed.core.exchange import MODEL, Ask, Reply, Update
+from lepton_fed.core.exchange import MODEL, Ask, Reply, Update, ask_digest
 from lepton_fed.core.layout import Vector
 from lepton_fed.core.norms import clipped
 from lepton_fed.data.dataset import Dataset

@@ -3,11 +3,13 @@
 The vector is what would leave, before it is masked: written once, after training and with all its
 noise, so that a round that has to be masked again, under other keys, is masked from the very same
 numbers. Both files are synced before an answer leaves, readable for their owner alone, and written
-over by the next round; a closed round's vector is removed at once.
+over by the next round; a closed round's vector is removed at once. (What the site trained is kept
+beside, in ``answers``, as without secure aggregation: the site's own disk is trusted.)
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -153,7 +155,8 @@ class FileVault:
             raise Refused(
                 Problem("LF4517", "what this site has revealed in this run cannot be read any more",
                         where=str(self._state),
-                        remedy="restore the file, or start the run under another name")
+                        remedy="start the run under another name; an older copy of the file does "
+                        "not know of everything")
             ) from None  # fmt: skip
 
     def remember(self, now: Remembered) -> None:
@@ -222,6 +225,11 @@ class FileVault:
             return
         with writing(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            parent = os.open(self._folder.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(parent)  # so that it is there after a power cut too
+            finally:
+                os.close(parent)
 
     def prune(self) -> None:
         """Remove the vectors of runs long over; where the site was in them stays known.

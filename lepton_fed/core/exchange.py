@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem
 
@@ -25,6 +27,7 @@ __all__ = [
     "PushStep",
     "Reply",
     "Update",
+    "ask_digest",
     "legible",
 ]
 
@@ -72,6 +75,17 @@ class Ask:
     evaluate: bool
     vectors: Mapping[str, Vector]
     limit_s: float = 0.0
+
+
+def ask_digest(ask: Ask) -> str:
+    """Return the SHA-256 of everything in an ask but its time limit, 64 hexadecimal digits."""
+    head = {name: getattr(ask, name) for name in ("agreement", "layout", "round_number")}
+    digests = {
+        name: hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).hexdigest()
+        for name, vector in ask.vectors.items()
+    }
+    told = {**head, "train": ask.train, "evaluate": ask.evaluate, "vectors": digests}
+    return hashlib.sha256(canonical_json(told)).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Federation:
     ) -> None:
         self._line = line
         self._agreement = agreement.digest
+        self._masked = agreement.privacy.secure_aggregation.enabled
         self._offer = Offer(canonical_json(agreement), roster)
         self._of_run = tuple(sorted(names if of_run is None else of_run))
         self._names = tuple(name for name in self._of_run if name in names)
@@ -217,6 +218,8 @@ class Federation:
         self._offer = Offer(self._offer.agreement, change.roster)
         others = {*change.removed, *change.renewed}
         self._names = tuple(name for name in self._of_run if name in change.sites)
+        if self._masked:  # every site has to go by the same roster: all are offered the run again
+            others = set(self._of_run)
         self._agreed -= others
         self._refused -= others
         self._offered -= others

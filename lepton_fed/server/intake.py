@@ -19,7 +19,7 @@ from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, TaskError, UpdateRefused
 from lepton_fed.privacy.secagg.masks import Words
-from lepton_fed.privacy.secagg.plan import Shape, masked_layout
+from lepton_fed.privacy.secagg.plan import Shape, masked_layout, require_post_quantum
 from lepton_fed.server.admission import admit
 from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.spill import Spill
@@ -55,7 +55,7 @@ def plan_aggregation(
     Raises:
         TaskError: LF3401, the ring has no room for the cohort at the task's bounds; LF3403, the
             strategy needs single updates, and secure aggregation hides them; LF3404, there are
-            fewer sites than a sum needs.
+            fewer sites than a sum needs; LF3405, there is no ML-KEM-768 here.
     """
     secure = agreement.privacy.secure_aggregation
     if not secure.enabled:
@@ -71,6 +71,7 @@ def plan_aggregation(
                     "groups of 8 sites or more")
         )  # fmt: skip
     require_sites(secure, agreement.cohort, sites)
+    require_post_quantum(agreement)
     shape = shape_of(strategy, layout, plan)
     masked_layout(agreement, shape, train=True, evaluate=True)
 

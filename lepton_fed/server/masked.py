@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.core.exchange import Ask, Phase, PhaseAsk, PhaseReply, legible
+from lepton_fed.core.exchange import Ask, Phase, PhaseAsk, PhaseReply, ask_digest, legible
 from lepton_fed.core.pace import Deadline
 from lepton_fed.core.ring import RingEncoding
 from lepton_fed.core.seeds import generator
@@ -82,6 +82,7 @@ class _Round:
     layout: MaskedLayout
     keys: Mapping[str, PublicKey]
     roster: str
+    subject: str
 
 
 class MaskedRounds:
@@ -189,15 +190,25 @@ class MaskedRounds:
         serial = serial_of(self._agreement, ask.round_number, train=ask.train)
         layout = masked_layout(self._agreement, self._shape, train=ask.train, evaluate=ask.evaluate)
         keys = dict(self._keys())
-        return _Round(ask, serial, layout, keys, roster_digest(keys))
+        return _Round(ask, serial, layout, keys, roster_digest(keys), ask_digest(ask))
 
     def _grouped(self, about: _Round, cohort: Sequence[str]) -> list[Group]:
-        """Return the cohort in groups, drawn from the run's seed."""
-        number = min(self._secure.groups, len(cohort) // self._least)
+        """Return the cohort in groups, drawn from the run's seed; none when it is too small."""
+        number = self._secure.groups
+        if len(cohort) < number * self._least:
+            self._log.emit(
+                "secagg.abandoned",
+                round=about.ask.round_number,
+                attempt=1,
+                group=0,
+                phase="advertise",
+                why=f"{len(cohort)} sites are there, {number * self._least} are needed",
+            )
+            return []
         names = sorted(cohort)
         if number > 1:
             generator(self._agreement.seed, "groups", round_number=about.serial).shuffle(names)
-        return [Group(at + 1, tuple(sorted(names[at::number]))) for at in range(max(1, number))]
+        return [Group(at + 1, tuple(sorted(names[at::number]))) for at in range(number)]
 
     def _begin(self, about: _Round, group: Group) -> None:
         if group.collector is not None and not group.why:
@@ -220,6 +231,7 @@ class MaskedRounds:
             about.layout.words,
             encoding.bits,
             post_quantum=self._secure.post_quantum,
+            subject=about.subject,
         )
 
     def _again(self, group: Group) -> bool:

@@ -486,7 +486,8 @@ class Coordinator:
         number = self._rounds.count
         ask = self._ask(number, state, model, train=False)
         if self._masked is not None:
-            cohort = list(names)[: self._agreement.cohort]
+            most = min(len(names), self._agreement.cohort)
+            cohort = select_cohort(names, most, self._seed, number + 1) if names else ()
             total = self._report_sum(self._sums(self._masked, transport, cohort, ask), ask)
             self._masked.forget()
         else:

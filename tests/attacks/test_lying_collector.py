@@ -98,6 +98,33 @@ def world() -> World:
     return World()
 
 
+# --- what is asked
+
+MODEL, DEAD = "1" * 64, "2" * 64
+
+
+def test_sites_that_were_sent_different_models_are_masked_with_nobody(world: World) -> None:
+    """A model that cannot learn at all sites but one would make the sum that one's update."""
+    world.to_adverts()
+    for name in NAMES:
+        subject = MODEL if name == VICTIM else DEAD
+        world.envelopes[name] = world.call(  # type: ignore[assignment]
+            name, "share", world.adverts, THRESHOLD, subject
+        )
+    assert "not signed by it for this round" in world.refuses(
+        VICTIM, "mask", world.inbox(VICTIM), NAMES
+    )
+    assert "not signed by it for this round" in world.refuses("b", "mask", world.inbox("b"), NAMES)
+    world.to_masks(NAMES[1:])  # the others, who were sent the same, can go on
+
+
+def test_another_model_for_the_same_attempt_is_refused(world: World) -> None:
+    world.to_adverts()
+    world.call(VICTIM, "share", world.adverts, THRESHOLD, MODEL)
+    said = world.refuses(VICTIM, "share", world.adverts, THRESHOLD, DEAD)
+    assert "another share was answered" in said
+
+
 # --- who takes part
 
 

@@ -90,6 +90,7 @@ class Collector:
         bits: Size of the ring in bits, 16 to 64.
         post_quantum: Whether keys are agreed with ML-KEM-768 too.
         graphs: As :class:`~lepton_fed.privacy.secagg.messages.Cohort` takes it.
+        subject: Likewise.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class Collector:
         *,
         post_quantum: bool = False,
         graphs: Graphs = Graph.of,
+        subject: str = "",
     ) -> None:
         self._context = context
+        self._subject = subject
         self._roster = roster
         self._bits = bits
         self._post_quantum = post_quantum
@@ -212,7 +215,9 @@ class Collector:
         Raises:
             FalseMessage: The threshold is not more than half of them, or two have one key.
         """
-        self._cohort = Cohort.of(self._context, self._adverts.values(), threshold, self._graphs)
+        self._cohort = Cohort.of(
+            self._context, self._adverts.values(), threshold, self._graphs, self._subject
+        )
         return self._cohort
 
     # --- envelopes

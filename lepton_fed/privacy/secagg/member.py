@@ -152,7 +152,9 @@ class Member:
             self._require_open(context)
         return self._advert(context, self._secrets(context))
 
-    def share(self, context: Context, adverts: Sequence[Advert], threshold: int) -> list[Envelope]:
+    def share(
+        self, context: Context, adverts: Sequence[Advert], threshold: int, subject: str = ""
+    ) -> list[Envelope]:
         """Return an envelope for each holder of this site's secrets, itself among them.
 
         In a large cohort the site picks them here, once it has seen who is in it.
@@ -161,6 +163,7 @@ class Member:
             context: The attempt.
             adverts: Of every site of the cohort, in the order of their names.
             threshold: How many of them must stay.
+            subject: Digest of what this site is asked for in the round, the model among it.
 
         Returns:
             The envelopes, in the order of the holders' names.
@@ -169,11 +172,11 @@ class Member:
             FalseMessage: The cohort is not one that this site takes part in. Nothing is remembered
                 then.
         """
-        request = [[advert.wire() for advert in adverts], threshold]
+        request = [[advert.wire() for advert in adverts], threshold, subject]
         if self._is_current(context) and self._is_repeated(context, "share", request):
             return [Envelope.parse(envelope) for envelope in self.state.envelopes]
         self._require_open(context)
-        cohort = Cohort(context, tuple(adverts), threshold, self._graphs)
+        cohort = Cohort(context, tuple(adverts), threshold, self._graphs, subject)
         secret = self._secrets(context)
         self._check_cohort(cohort, secret)
         own, state = cohort.parties[self._name].index, self.state
@@ -195,6 +198,7 @@ class Member:
             first_threshold=state.first_threshold if same else threshold,
             secrets=state.coming.secrets,
             threshold=threshold,
+            subject=subject,
             adverts=[advert.wire() for advert in adverts],
             envelopes=[envelope.wire() for envelope in made],
             seed_shares={self._name: seed_shares[own].hex()},
@@ -441,7 +445,7 @@ class Member:
         adverts = tuple(Advert.parse(advert) for advert in self.state.adverts)
         if not adverts or not self._is_current(context):
             raise FalseMessage("", "this site has made no shares for this attempt")
-        return Cohort(context, adverts, self.state.threshold, self._graphs)
+        return Cohort(context, adverts, self.state.threshold, self._graphs, self.state.subject)
 
     def _envelope(
         self, cohort: Cohort, secret: RoundSecrets, recipient: str, mask: bytes, seed: bytes

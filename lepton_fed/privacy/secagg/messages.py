@@ -198,6 +198,8 @@ class Cohort:
             secret, too.
         graphs: Gives the graph of so many sites; another than the default only to see it at work
             on a few sites.
+        subject: Digest of what all of them were asked, the model among it. Who is asked something
+            else signs another cohort, and is masked with nobody.
 
     Raises:
         FalseMessage: A site or a key is there twice, the order is another, or the threshold is not
@@ -208,6 +210,7 @@ class Cohort:
     adverts: tuple[Advert, ...]
     threshold: int
     graphs: Graphs = field(default=Graph.of, compare=False)
+    subject: str = ""
 
     def __post_init__(self) -> None:
         names = self.names
@@ -228,10 +231,11 @@ class Cohort:
         adverts: Iterable[Advert],
         threshold: int,
         graphs: Graphs = Graph.of,
+        subject: str = "",
     ) -> Cohort:
         """Return the cohort of some adverts, in whatever order they came."""
         ordered = tuple(sorted(adverts, key=lambda advert: advert.name))
-        return cls(context, ordered, threshold, graphs)
+        return cls(context, ordered, threshold, graphs, subject)
 
     @cached_property
     def graph(self) -> Graph:
@@ -245,12 +249,18 @@ class Cohort:
 
     @cached_property
     def digest(self) -> str:
-        """Return SHA-256 of attempt, adverts, threshold and graph, 64 hexadecimal digits."""
+        """Return SHA-256 of all that every site of the cohort has to have in common, 64 digits."""
         adverts = [hashlib.sha256(advert.body(self.context)).hexdigest() for advert in self.adverts]
         graph = self.graph
         # The complete graph has nothing that is not said by the others.
         of_graph = {} if graph.is_complete else {"degree": graph.degree, "holders": graph.threshold}
-        body = self.context.bind("cohort", adverts=adverts, threshold=self.threshold, **of_graph)
+        body = self.context.bind(
+            "cohort",
+            adverts=adverts,
+            threshold=self.threshold,
+            subject=self.subject,
+            **of_graph,
+        )
         return hashlib.sha256(body).hexdigest()
 
     @cached_property

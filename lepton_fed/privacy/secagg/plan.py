@@ -15,9 +15,17 @@ from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.identity.signature import PublicKey
 from lepton_fed.privacy.secagg.context import Context
+from lepton_fed.privacy.secagg.keys import post_quantum_available
 from lepton_fed.privacy.secagg.vector import MaskedLayout
 
-__all__ = ["Shape", "context_of", "masked_layout", "roster_digest", "serial_of"]
+__all__ = [
+    "Shape",
+    "context_of",
+    "masked_layout",
+    "require_post_quantum",
+    "roster_digest",
+    "serial_of",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,20 @@ def masked_layout(
             Problem("LF3401", str(error), key="privacy.secure_aggregation.bits",
                     remedy="more bits, or fewer sites in a round")
         ) from error  # fmt: skip
+
+
+def require_post_quantum(agreement: Agreement) -> None:
+    """Refuse a run whose keys cannot be agreed on here as it wants.
+
+    Raises:
+        TaskError: LF3405, there is no ML-KEM-768 on this machine.
+    """
+    if agreement.privacy.secure_aggregation.post_quantum and not post_quantum_available():
+        raise TaskError(
+            Problem("LF3405", "there is no ML-KEM-768 on this machine",
+                    key="privacy.secure_aggregation.post_quantum",
+                    remedy="a newer `cryptography` with OpenSSL 3.5 or later, or set it to false")
+        )  # fmt: skip
 
 
 def roster_digest(keys: Mapping[str, PublicKey]) -> str:

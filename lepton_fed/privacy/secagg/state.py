@@ -35,6 +35,7 @@ class State:
         first_threshold: Its threshold.
         secrets: The three secrets of the attempt, hexadecimal; empty once they are wiped.
         threshold: The attempt's threshold.
+        subject: Digest of what the site was asked in it.
         adverts: The adverts of its cohort.
         envelopes: What this site made for the holders of its secrets, itself among them.
         asked: Digest of what was asked, by phase.
@@ -55,6 +56,7 @@ class State:
     first_threshold: int = 0
     secrets: list[str] = field(default_factory=list)
     threshold: int = 0
+    subject: str = ""
     adverts: list[dict[str, str]] = field(default_factory=list)
     envelopes: list[dict[str, str]] = field(default_factory=list)
     asked: dict[str, str] = field(default_factory=dict)

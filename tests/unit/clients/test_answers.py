@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from lepton_fed.clients.answers import Answers, ask_digest
+from lepton_fed.clients.answers import Answers
 from lepton_fed.config.schema import Budget
-from lepton_fed.core.exchange import MODEL
+from lepton_fed.core.exchange import MODEL, ask_digest
 from lepton_fed.core.task import ModelSpec, TrainingSpec
 from lepton_fed.errors import Refused
 from lepton_fed.strategies.base import DELTA, PlainSite
