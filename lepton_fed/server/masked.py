@@ -168,7 +168,7 @@ class MaskedRounds:
             Those that could be opened; none when they are of fewer sites than the quorum.
         """
         about = self._about(ask)
-        groups = self._saved(about) or self._grouped(about, cohort)
+        groups = self._groups(about, cohort)
         pending = groups
         for _ in range(_MOST_ATTEMPTS):
             for group in pending:
@@ -191,13 +191,25 @@ class MaskedRounds:
         keys = dict(self._keys())
         return _Round(ask, serial, layout, keys, roster_digest(keys))
 
+    def _groups(self, about: _Round, cohort: Sequence[str]) -> list[Group]:
+        """Return the groups as another process left them, and those that it had not come to."""
+        saved = self._saved(about)
+        numbers = {group.number for group in saved}
+        taken = {name for group in saved for name in group.names}
+        for group in self._grouped(about, cohort):
+            if group.number not in numbers:
+                # Of another cohort than that process had, some may be in a group already.
+                group.names = tuple(name for name in group.names if name not in taken)
+                saved.append(group)
+        return sorted(saved, key=lambda group: group.number)
+
     def _grouped(self, about: _Round, cohort: Sequence[str]) -> list[Group]:
         """Return the cohort in groups, drawn from the run's seed."""
-        number = min(self._secure.groups, len(cohort) // self._least)
+        number = max(1, min(self._secure.groups, len(cohort) // self._least))
         names = sorted(cohort)
         if number > 1:
             generator(self._agreement.seed, "groups", round_number=about.serial).shuffle(names)
-        return [Group(at + 1, tuple(sorted(names[at::number]))) for at in range(max(1, number))]
+        return [Group(at + 1, tuple(sorted(names[at::number]))) for at in range(number)]
 
     def _begin(self, about: _Round, group: Group) -> None:
         if group.collector is not None and not group.why:
@@ -518,7 +530,7 @@ class MaskedRounds:
                     collector.resume(progress, total)
                     group.collector = collector
                 except ValueError:
-                    continue  # its round is not made again; the others' are
+                    continue  # sites say again what they said, or that this lies behind
             found.append(group)
         return found
 

@@ -491,8 +491,8 @@ class Coordinator:
         ask = self._ask(number, state, model, train=False)
         if self._masked is not None:
             cohort = list(names)[: self._agreement.cohort]
+            # Its files stay: sites open a sum once, and the end of a run may come twice.
             total = self._report_sum(self._sums(self._masked, transport, cohort, ask), ask)
-            self._masked.forget()
         else:
             total = self._evaluate(transport, names, ask)
         if total is None:
