@@ -242,7 +242,7 @@ class MaskedSite:
                 Problem("LF4502", "the model's layout is not the one this task gives here")
             )
         serial = serial_of(agreement, ask.round_number, train=ask.train) + later
-        if not 1 <= serial <= agreement.rounds + 1:
+        if not 1 <= ask.round_number <= agreement.rounds or serial > agreement.rounds + 1:
             raise Refused(Problem("LF4503", f"{agreement.rounds} rounds were agreed to"))
         layout = masked_layout(
             agreement, self._shape, train=serial <= agreement.rounds, evaluate=ask.evaluate
