@@ -17,7 +17,7 @@ from lepton_fed.clients.vault import Remembered, StoredVector, Vault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import AggregationFloor
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
-from lepton_fed.errors import Problem, Refused
+from lepton_fed.errors import Problem, Refused, RunError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.privacy.secagg import masks
 from lepton_fed.privacy.secagg.context import Context, wipe
@@ -242,7 +242,7 @@ class MaskedSite:
                 Problem("LF4502", "the model's layout is not the one this task gives here")
             )
         serial = serial_of(agreement, ask.round_number, train=ask.train) + later
-        if not 1 <= serial <= agreement.rounds + 1:
+        if not 1 <= ask.round_number <= agreement.rounds or serial > agreement.rounds + 1:
             raise Refused(Problem("LF4503", f"{agreement.rounds} rounds were agreed to"))
         layout = masked_layout(
             agreement, self._shape, train=serial <= agreement.rounds, evaluate=ask.evaluate
@@ -301,12 +301,17 @@ class MaskedSite:
         if reply.update is not None:
             vectors, weight = dict(reply.update.vectors), reply.update.weight
             norms = dict(reply.update.norms)
-        # Who may not send counts adds none; how many there are belongs to the layout.
-        counts = np.zeros(layout.counts) if reply.counts is None else reply.counts
-        words, saturated = layout.encode(vectors, weight, counts)
+        counts, notes = np.zeros(layout.counts), {}
+        # Who may not send counts adds none, nor who has none that are finite: one such would spoil
+        # the sum of all. How many there are belongs to the layout.
+        if reply.counts is not None and np.isfinite(reply.counts).all():
+            counts, notes["evaluation"] = reply.counts, "inside the masked vector"
+        try:
+            words, saturated = layout.encode(vectors, weight, counts)
+        except ValueError as error:
+            raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
         bound = self._agreement.task.aggregation.norm_bound
         before = max(norms.values(), default=0.0)
-        notes = {"evaluation": "inside the masked vector"} if reply.counts is not None else {}
         if ask.train:
             lost = layout.encoding.bits_lost_to_weight(weight)
             notes["weight"] = f"inside the masked vector; {lost:.1f} bits are lost to it"

@@ -169,7 +169,7 @@ class MaskedRounds:
             Those that could be opened; none when they are of fewer sites than the quorum.
         """
         about = self._about(ask)
-        groups = self._saved(about) or self._grouped(about, cohort)
+        groups = self._groups(about, cohort)
         pending = groups
         for _ in range(_MOST_ATTEMPTS):
             for group in pending:
@@ -191,6 +191,20 @@ class MaskedRounds:
         layout = masked_layout(self._agreement, self._shape, train=ask.train, evaluate=ask.evaluate)
         keys = dict(self._keys())
         return _Round(ask, serial, layout, keys, roster_digest(keys), ask_digest(ask))
+
+    def _groups(self, about: _Round, cohort: Sequence[str]) -> list[Group]:
+        """Return the groups as another process left them, and those that it had not come to."""
+        saved = self._saved(about)
+        if len(saved) == self._secure.groups:
+            return saved
+        numbers = {group.number for group in saved}
+        taken = {name for group in saved for name in group.names}
+        for group in self._grouped(about, cohort):
+            if group.number not in numbers:
+                # Of another cohort than that process had, some may be in a group already.
+                group.names = tuple(name for name in group.names if name not in taken)
+                saved.append(group)
+        return sorted(saved, key=lambda group: group.number)
 
     def _grouped(self, about: _Round, cohort: Sequence[str]) -> list[Group]:
         """Return the cohort in groups, drawn from the run's seed; none when it is too small."""
@@ -530,7 +544,7 @@ class MaskedRounds:
                     collector.resume(progress, total)
                     group.collector = collector
                 except ValueError:
-                    continue  # its round is not made again; the others' are
+                    continue  # sites say again what they said, or that this lies behind
             found.append(group)
         return found
 

@@ -488,8 +488,8 @@ class Coordinator:
         if self._masked is not None:
             most = min(len(names), self._agreement.cohort)
             cohort = select_cohort(names, most, self._seed, number + 1) if names else ()
+            # Its files stay: sites open a sum once, and the end of a run may come twice.
             total = self._report_sum(self._sums(self._masked, transport, cohort, ask), ask)
-            self._masked.forget()
         else:
             total = self._evaluate(transport, names, ask)
         if total is None:

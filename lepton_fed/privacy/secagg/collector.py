@@ -111,6 +111,7 @@ class Collector:
         self._post_quantum = post_quantum
         self._graphs = graphs
         self._adverts: dict[str, Advert] = {}
+        self._keys: set[bytes] = set()
         self._cohort: Cohort | None = None
         self._envelopes: dict[str, dict[str, Envelope]] = {}
         self._senders: tuple[str, ...] = ()
@@ -196,7 +197,8 @@ class Collector:
         """Take a site's advert.
 
         Raises:
-            FalseMessage: It is not this site's for this attempt, or a second one.
+            FalseMessage: It is not this site's for this attempt, a second one, or has a key that is
+                there already.
         """
         if site not in self._roster or advert.name != site or site in self._adverts:
             raise FalseMessage(site, "an advert of a stranger, of another site, or a second one")
@@ -204,6 +206,11 @@ class Collector:
             advert.check(self._context, self._roster[site], post_quantum=self._post_quantum)
         except FalseMessage as error:
             raise FalseMessage(site, error.why) from None  # it came from the site itself
+        # Nobody sees another's key before the cohort is formed: who has the same works with it.
+        keys = {advert.mask.encode(), advert.envelope.encode()}
+        if len(keys) < 2 or keys & self._keys:
+            raise FalseMessage(site, "a key that another site has, or one key for both purposes")
+        self._keys |= keys
         self._adverts[site] = advert
 
     def form(self, threshold: int) -> Cohort:

@@ -18,6 +18,7 @@ from lepton_fed.config.schema import (
     Privacy,
     PrivacyFloor,
     RecordPrivacy,
+    SecureAggregation,
     StrategyConf,
 )
 from lepton_fed.core.exchange import Reply, Update
@@ -266,3 +267,64 @@ def test_the_digest_of_a_policy_changes_with_every_permission_and_the_budget():
     digests |= {policy_digest(POLICY, BUDGET), policy_digest(POLICY, Budget(9.0))}
     assert len(digests) == len(changes) + 2
     assert policy_digest(POLICY, BUDGET) == policy_digest(replace(POLICY), BUDGET)
+
+
+def masked(cohort=5, **changes):
+    secure = SecureAggregation(**{"enabled": True, **changes})
+    return replace(OFFER, privacy=Privacy(RECORD, [], secure), cohort=cohort)
+
+
+def demanding(**changes):
+    floor = replace(AggregationFloor(), **changes)
+    return replace(POLICY, privacy=replace(FLOOR, secure_aggregation=floor))
+
+
+def test_a_site_whose_updates_leave_masked_only_refuses_a_plain_run():
+    (problem,) = judge(demanding(), BUDGET, OFFER)
+    assert problem.code == "LF4611"
+    assert problem.key == "policy.privacy.secure_aggregation.required"
+    assert judged(policy=demanding(required=False)) == []
+    assert AggregationFloor().required, "the default"
+
+
+def test_a_masked_run_at_every_bound_of_the_policy_is_allowed():
+    assert judged(masked(), demanding()) == []
+    at_bounds = demanding(min_cohort=5, threshold=0.8, post_quantum=True)
+    assert judged(masked(min_cohort=5, threshold=0.8, post_quantum=True), at_bounds) == []
+    assert judged(masked(min_cohort=9, threshold=1.0, post_quantum=True), at_bounds) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "floor", "key"),
+    [
+        ({"min_cohort": 4}, {"min_cohort": 5}, "min_cohort"),
+        ({"min_cohort": 2}, {}, "min_cohort"),
+        ({"min_cohort": -ENDLESS}, {}, "min_cohort"),
+        ({"threshold": 0.6}, {}, "threshold"),
+        ({"threshold": 0.79}, {"threshold": 0.8}, "threshold"),
+        ({"threshold": 0.0}, {}, "threshold"),
+        ({"threshold": 1.01}, {}, "threshold"),
+        ({"threshold": math.inf}, {}, "threshold"),
+        ({"threshold": math.nan}, {}, "threshold"),
+        ({}, {"post_quantum": True}, "post_quantum"),
+        ({"bits": 15}, {}, ""),
+        ({"bits": 65}, {}, ""),
+        ({"bits": -ENDLESS}, {}, ""),
+        ({"cohort": 2}, {}, ""),
+        ({"cohort": 0}, {}, ""),
+        ({"cohort": ENDLESS}, {}, ""),
+    ],
+)
+def test_a_masked_run_below_the_owners_floor_is_refused(asked, floor, key):
+    problems = judge(demanding(**floor), BUDGET, masked(**asked))
+    found = [problem for problem in problems if problem.code == "LF4612"]
+    assert [problem.key for problem in found] == [
+        f"policy.privacy.secure_aggregation.{key}" if key else ""
+    ]
+    assert {problem.code for problem in problems} <= {"LF4612", "LF4610"}
+
+
+def test_in_a_plain_run_no_bound_of_masked_ones_counts():
+    lax = masked(enabled=False, min_cohort=0, threshold=math.inf, bits=0)
+    assert set(judged(lax, demanding(required=False))) <= {"LF4610"}
+    assert judged(masked(enabled=False, min_cohort=0, bits=0), demanding(required=False)) == []

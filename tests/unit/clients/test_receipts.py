@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from lepton_fed.clients import receipts as receipts_module
-from lepton_fed.clients.receipts import Receipt, Receipts, receipt_of
-from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.clients.receipts import Receipt, Receipts, receipt_of, receipt_of_phase
+from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, Update
 from lepton_fed.errors import Problem, Refused, RunError
 from lepton_fed.runs import files
 
@@ -253,3 +253,32 @@ def test_a_disk_that_fails_is_a_located_error_and_nothing_is_half_written(kept, 
 def test_a_receipt_is_json_that_holds_no_row_and_all_its_fields(kept):
     content = json.loads(paths(kept)[0].read_bytes())
     assert set(content) == set(Receipt.__dataclass_fields__)
+
+
+def test_a_receipt_of_a_phase_says_what_left_and_who_signed():
+    packed = np.arange(12, dtype=np.uint8)
+    reply = PhaseReply(
+        "north", b"{}", packed, sent_bytes=12, words=3, norms=(50.0, 5.0),
+        notes={"signed by": "north, south"},
+    )  # fmt: skip
+    found = receipt_of_phase(reply, PhaseAsk("mask", 2, b"{}", ASK), ABOUT)
+    vector = found.vectors["masked"]
+    assert (vector.elements, vector.bytes) == (3, 12)
+    assert (vector.norm_before, vector.norm_after) == (50.0, 5.0)
+    assert vector.sha256 == hashlib.sha256(packed.tobytes()).hexdigest()
+    assert found.numbers == {"phase": "mask, attempt 2", "signed by": "north, south"}
+    assert (found.run, found.round, found.agreement) == (ABOUT["run"], 3, "a" * 64)
+    assert found.refusal == ""
+
+
+@pytest.mark.parametrize(("number", "attempt"), [(0, 0), (-1, -9), (2**63 - 1, 2**63 - 1)])
+def test_a_receipt_of_a_phase_can_be_read_again_whatever_was_asked(kept, number, attempt):
+    asked = PhaseAsk(
+        "reveal", attempt, b"", replace(ASK, round_number=number, agreement="\x1b" * 99)
+    )
+    refused = PhaseReply("north", refusal=Problem("LF4514", "x"), accused="south")
+    kept.write(receipt_of_phase(refused, asked, {**ABOUT, "run": "../" * 99}))
+    found = kept.read()[-1]
+    assert (found.round, found.refusal, found.vectors) == (0, "LF4514", {})
+    assert found.numbers == {"phase": f"reveal, attempt {attempt}"}
+    assert found.agreement == "?" * 64

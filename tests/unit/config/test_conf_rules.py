@@ -279,3 +279,38 @@ def test_a_client_conf_is_judged() -> None:
         ("LF1053", "state"),
         ("LF1053", "task"),
     ]
+
+
+_MASKED = "privacy.secure_aggregation.enabled=true"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (("sites.count=2",), "min_cohort"),
+        (("sites.count=5", "rounds.fraction=0.4"), "min_cohort"),
+        (("sites.count=5", "privacy.secure_aggregation.min_cohort=6"), "min_cohort"),
+        (("sites.count=23", "privacy.secure_aggregation.groups=3"), "groups"),
+        (("sites.count=29", "privacy.secure_aggregation.groups=3",
+          "privacy.secure_aggregation.min_cohort=10"), "groups"),
+    ],
+)  # fmt: skip
+def test_fewer_sites_than_hide_an_update_are_refused(overrides: tuple[str, ...], name: str) -> None:
+    assert _codes(_simulation(_MASKED, *overrides)) == [
+        ("LF1059", f"privacy.secure_aggregation.{name}")
+    ]
+    assert _simulation(*overrides) == [], "without it they may be as few as they like"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("sites.count=3",),
+        ("sites.count=6", "rounds.fraction=0.5"),
+        ("sites.count=24", "privacy.secure_aggregation.groups=3"),
+        ("sites.count=30", "privacy.secure_aggregation.groups=3",
+         "privacy.secure_aggregation.min_cohort=10"),
+    ],
+)  # fmt: skip
+def test_as_many_sites_as_hide_an_update_are_enough(overrides: tuple[str, ...]) -> None:
+    assert _simulation(_MASKED, *overrides) == []

@@ -19,22 +19,33 @@ import flwr.serverapp.strategy as stock
 import numpy as np
 import pytest
 
+from lepton_fed.clients.masked import MaskedSite
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Privacy, Rounds, SimulationConf, StrategyConf
-from lepton_fed.core.exchange import MODEL, Ask, Reply
+from lepton_fed.config.schema import (
+    AggregationFloor,
+    Privacy,
+    Rounds,
+    SecureAggregation,
+    SimulationConf,
+    StrategyConf,
+)
+from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, PhaseReply, Reply
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import RunError
 from lepton_fed.flower.stock import from_flower
+from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs import events, files, folder
 from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary
 from lepton_fed.server.execution import execute, recorded
+from lepton_fed.server.intake import shape_of
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.server.standing import Standing
 from lepton_fed.strategies.base import DELTA, Each, Needs, PlainSite, ServerState, Strategy, Sum
 from lepton_fed.strategies.fedavg import fedavg
 from lepton_fed.training.kit import build_kit
+from tests.unit.server.masked_world import CopyingVault
 
 ROUNDS = Rounds(count=3, fraction=0.75, quorum=2)
 
@@ -78,6 +89,11 @@ class Memory:
 
     def __init__(self, world: Any) -> None:
         self._honest = {site: world.honest(site) for site in "abcd"}
+        self._vaults = {site: CopyingVault() for site in "abcd"}
+        self.identities = {site: PrivateKey.generate() for site in "abcd"}
+        self.roster = {site: key.public_key() for site, key in self.identities.items()}
+        self.agreement: Any = None
+        self.shape: Any = None
         self._known: dict[tuple[str, int], bytes] = {}
         self.trained: list[tuple[str, int]] = []
 
@@ -90,6 +106,13 @@ class Memory:
             self.trained.append(key)
         yield from self._honest[site](ask)
 
+    def masked(self, site: str, asked: PhaseAsk) -> PhaseReply:
+        """Return what a site says that is started anew for each phase."""
+        return MaskedSite(
+            site, self.identities[site], self.roster, self.agreement, self.shape,
+            AggregationFloor(), self._vaults[site], lambda ask: next(self.answer(site, ask)),
+        ).take(asked)  # fmt: skip
+
 
 class Line:
     def __init__(self, memory: Memory, points: Points) -> None:
@@ -98,6 +121,16 @@ class Line:
 
     def sites(self) -> Sequence[str]:
         return list("abcd")
+
+    def phase(
+        self, asks: Mapping[str, PhaseAsk], deadline: object = None, answer_bytes: int = 0
+    ) -> Iterator[PhaseReply]:
+        for site in asks:
+            self._points(f"before ask {site}")
+        for site in asks:
+            reply = self._memory.masked(site, asks[site])
+            self._points(f"before reply {site}")
+            yield reply
 
     def exchange(self, asks: Mapping[str, Ask], deadline: object = None) -> Iterator[Reply]:
         for site in asks:
@@ -113,10 +146,19 @@ class Line:
         return []
 
 
-def run(world: Any, where: RunFolder, memory: Memory, points: Points, strategy: Strategy) -> Any:
+def run(
+    world: Any,
+    where: RunFolder,
+    memory: Memory,
+    points: Points,
+    strategy: Strategy,
+    privacy: Privacy | None = None,
+) -> Any:
     """Run, or go on with, the run in a folder, as the service does."""
     conf = dataclasses.replace(SimulationConf(), task=world.task, rounds=ROUNDS, seed=7)
-    agreement = Agreement(where.name, world.task, StrategyConf(), ROUNDS.count, 7, Privacy())
+    privacy = privacy or Privacy()
+    agreement = Agreement(where.name, world.task, StrategyConf(), ROUNDS.count, 7, privacy, 4)
+    memory.agreement, memory.shape = agreement, shape_of(strategy, world.layout, world.plan)
     kit = dataclasses.replace(
         build_kit(world.task, 7), layout=world.layout, plan=world.plan, initial=world.initial
     )
@@ -130,7 +172,7 @@ def run(world: Any, where: RunFolder, memory: Memory, points: Points, strategy: 
             log.emit = points.around("event", log.emit)  # type: ignore[method-assign]
             return execute(
                 conf, strategy, kit, agreement, list("abcd"), where, log, rounds,
-                keys=dict, one_kind_of_device=True,
+                keys=lambda: memory.roster, one_kind_of_device=True,
             )[1]  # fmt: skip
     finally:
         log._file.close()  # as the system does for a dead process
@@ -235,6 +277,36 @@ def test_a_run_killed_at_any_point_ends_as_an_undisturbed_one(
         found = whole(world, where, run(world, where, memory, Points(), strategy()))
         assert found == expected, f"killed at point {at}, {names[at - 1]}"
         assert set(memory.trained) == trained
+
+
+def test_a_masked_run_killed_at_any_point_ends_as_an_undisturbed_one(
+    world: Any, tmp_path: Path, watch: Callable[[Points], None]
+) -> None:
+    """Sums of three of four sites; what is on disk of a round goes on with the same ones."""
+    privacy = Privacy(secure_aggregation=SecureAggregation(enabled=True))
+
+    def made(number: int) -> RunFolder:
+        return RunFolder.create(tmp_path / str(number), "test", "conf: true\n")
+
+    points = Points()
+    undisturbed, memory = made(0), Memory(world)
+    watch(points)
+    summary = run(world, undisturbed, memory, points, fedavg(), privacy)
+    expected, names = whole(world, undisturbed, summary), points.names
+    assert summary.metrics
+    trained = sorted(memory.trained)
+    assert len(trained) == len(set(trained)) == 9, "each of a cohort, once a round"
+    last = len(names) - 20  # the end of a run, which may come twice, is tried more closely
+    for at in (*range(1, last, 29), *range(last, len(names) + 1, 2)):
+        where, memory = made(at), Memory(world)
+        points = Points(at)
+        watch(points)
+        with pytest.raises(Killed):
+            run(world, where, memory, points, fedavg(), privacy)
+        watch(Points())
+        again = run(world, where, memory, Points(), fedavg(), privacy)
+        assert whole(world, where, again) == expected, f"killed at point {at}, {names[at - 1]}"
+        assert sorted(memory.trained) == trained, "nothing is trained twice"
 
 
 def test_a_broken_newest_checkpoint_is_passed_over_for_the_one_before(
