@@ -15,7 +15,7 @@ from lepton_fed.clients.agent import Agent
 from lepton_fed.clients.receipts import Receipts
 from lepton_fed.config.schema import AggregationFloor, Privacy, PrivacyFloor, SecureAggregation
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.core.exchange import Offer, PhaseAsk, Reply, Update
+from lepton_fed.core.exchange import Offer, PhaseAsk, Reply, Update, ask_digest
 from lepton_fed.errors import DataError, Problem
 from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.roster import enrol, write_roster
@@ -116,12 +116,14 @@ class Run:
     def share(self, site):
         """Bring the round to the masks; return what the site is asked then."""
         adverts = self.adverts(site)
-        reply = site.phased(self.asked("share", ShareRequest(self.digest, adverts, 2)))
+        asked = self.asked("share", ShareRequest(self.digest, adverts, 2))
+        reply = site.phased(asked)
         assert reply.refusal is None
         assert len(read_body(ShareReply, reply.body).envelopes) == 3
         envelopes = []
         for member in self.others.values():
-            made = member.share(self.context, [Advert.parse(a) for a in adverts], 2)
+            subject = ask_digest(asked.ask)
+            made = member.share(self.context, [Advert.parse(a) for a in adverts], 2, subject)
             envelopes.append(made[1].wire())
         return self.asked("mask", MaskRequest(self.digest, envelopes, list(NAMES)))
 

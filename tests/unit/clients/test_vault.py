@@ -177,7 +177,7 @@ def test_all_is_synced_and_in_place_before_an_answer_leaves(tmp_path, written):
     world.require_sum(group)
     state, vector = ["sync", ".json", "sync"], ["sync", ".safetensors", "sync"]
     assert line.before == {
-        "advertise": state,
+        "advertise": ["sync", *state],  # and the folder that they are in, when it is made
         "share": [*vector, *state],
         "mask": state,
         "confirm": state,

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepton_fed.config.schema import SecureAggregation
-from lepton_fed.core.exchange import PhaseAsk, PhaseReply
+from lepton_fed.core.exchange import PhaseAsk, PhaseReply, ask_digest
 from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.privacy.secagg.member import Member, Rules
@@ -296,7 +296,10 @@ def resigned_share(world: MaskedWorld, cheat: str) -> Fault:
 def cohort_of(world: MaskedWorld, asked: PhaseAsk) -> Cohort:
     request = read_body(ShareRequest, asked.body)
     return Cohort(
-        context_for(world, asked), tuple(map(Advert.parse, request.adverts)), request.threshold
+        context_for(world, asked),
+        tuple(map(Advert.parse, request.adverts)),
+        request.threshold,
+        subject=ask_digest(asked.ask),
     )
 
 
