@@ -132,6 +132,7 @@ class MaskedSite:
         if handler is None:
             raise Refused(Problem("LF4514", "secure aggregation has no such phase"))
         now = self._vault.recall()
+        self._require_newest(now)
         member = Member(self._name, self._identity, self._roster, self._rules, now.member)
         try:
             return handler(asked, self._round(asked), member, now)
@@ -259,6 +260,17 @@ class MaskedSite:
         """Return the first attempt at the round after this one."""
         return self._round(asked, later=1)
 
+    def _require_newest(self, now: Remembered) -> None:
+        """Refuse to go on from what an older copy, or none, says of what was revealed."""
+        stored, member = self._vault.stored(), now.member
+        known = max(member.round_number, member.coming.round_number)
+        if stored is not None and stored.serial > known:
+            raise Refused(
+                Problem("LF4517", "what this site remembers of the run is older than its stored "
+                        "vector: it was put back or removed",
+                        remedy="start the run under another name")
+            )  # fmt: skip
+
     def _require_roster(self, digest: str) -> None:
         if digest != self._roster_digest:
             raise Refused(
@@ -276,9 +288,10 @@ class MaskedSite:
         recent = [begun for begun in now.begun if clock - begun < _HOUR_S]
         if now.member.round_number == serial:
             return recent
-        if len(recent) >= self._floor.rounds_per_hour:
+        of_all = len(recent) + len(self._vault.elsewhere(clock - _HOUR_S))
+        if of_all >= self._floor.rounds_per_hour:
             raise Refused(
-                Problem("LF4516", f"{len(recent)} rounds were begun within the last hour, at most "
+                Problem("LF4516", f"{of_all} rounds were begun within the last hour, at most "
                         f"{self._floor.rounds_per_hour} are allowed at this site",
                         key="policy.privacy.secure_aggregation.rounds_per_hour")
             )  # fmt: skip

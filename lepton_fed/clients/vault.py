@@ -78,6 +78,9 @@ class Vault(Protocol):
     def remember(self, now: Remembered) -> None:
         """Keep where it is, before anything leaves."""
 
+    def elsewhere(self, since: float) -> list[float]:
+        """Return when rounds of other runs began since a time, Unix seconds."""
+
     def stored(self) -> StoredVector | None:
         """Return what is known of the stored vector; None without one."""
 
@@ -105,6 +108,11 @@ class MemoryVault:
     def remember(self, now: Remembered) -> None:
         """Keep where it is."""
         self._now = now
+
+    def elsewhere(self, since: float) -> list[float]:
+        """Return nothing: a simulation has one run."""
+        del since
+        return []
 
     def stored(self) -> StoredVector | None:
         """Return what is known of the stored vector; None without one."""
@@ -167,6 +175,26 @@ class FileVault:
         """
         self._make_folder()
         write_atomic(self._state, canonical_json(now) + b"\n", mode=0o600)
+
+    def elsewhere(self, since: float) -> list[float]:
+        """Return when rounds of other runs began since a time, Unix seconds.
+
+        Of a file that is broken, when it was written.
+
+        Raises:
+            RunError: A file cannot be read.
+        """
+        found: list[float] = []
+        with reading(self._folder):
+            for path in self._folder.glob("*.json"):
+                written = path.stat().st_mtime
+                if path == self._state or written <= since:
+                    continue
+                try:
+                    found += decode(Remembered, strict_json(path.read_bytes())).begun
+                except ValueError:
+                    found.append(written)
+        return [begun for begun in found if begun > since]
 
     def stored(self) -> StoredVector | None:
         """Return what is known of the stored vector; None without one that can be read.

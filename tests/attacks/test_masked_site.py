@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepton_fed.clients.vault import FileVault
+from lepton_fed.clients.vault import FileVault, Remembered
 from lepton_fed.config.schema import AggregationFloor, SecureAggregation
 from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, Reply
 from lepton_fed.errors import Problem
@@ -411,6 +411,17 @@ def test_8_more_rounds_in_an_hour_than_allowed_are_refused_after_a_restart_too(
     assert none.world.answered.total() == 0
 
 
+def test_8_a_new_run_for_each_round_gets_no_more_rounds_in_an_hour(tmp_path: Path) -> None:
+    world = made(tmp_path, floor=AggregationFloor(rounds_per_hour=2))
+    world.now = 1000.0
+    other = FileVault(tmp_path / "sites" / VICTIM, "another-run")
+    other.remember(Remembered(begun=[900.0, 950.0]))
+    liar = Liar(world).to_adverts()
+    liar.refused(VICTIM, liar.asked("share", liar.share()), "LF4516")
+    world.now = 900.0 + 3600.0
+    assert liar.send(VICTIM, liar.asked("share", liar.share())).refusal is None
+
+
 # --- the site's files
 
 
@@ -418,6 +429,18 @@ def vault_of(liar: Liar) -> FileVault:
     found = liar.world.vault(VICTIM)
     assert isinstance(found, FileVault)
     return found
+
+
+def test_a_site_that_forgot_where_it_was_says_nothing_as_long_as_its_vector_is_there(
+    liar: Liar,
+) -> None:
+    """Led by the hand it would make a second sum with the same vector."""
+    liar.to_masks()
+    (state,) = (liar.world.root / "sites" / VICTIM).glob("*.json")
+    state.unlink()
+    for attempt in (1, 2):
+        asked = liar.asked("advertise", AdvertRequest(liar.digest), attempt=attempt)
+        liar.refused(VICTIM, asked, "LF4517")
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[1, 2]", b'{"member": 1}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -238,3 +239,19 @@ def test_a_site_that_was_killed_while_it_trained_begins_the_round_again(tmp_path
     (group,) = world.sums(Killing(world))
     world.require_sum(group)
     assert (died, group.names) == (["b"], tuple("abc"))
+
+
+def test_rounds_of_other_runs_are_told_as_long_as_they_are_recent(tmp_path):
+    one, other, broken = (FileVault(tmp_path / "masked", name) for name in ("one", "other", "bad"))
+    one.remember(Remembered(begun=[10.0]))
+    other.remember(Remembered(begun=[20.0, 30.0]))
+    assert one.elsewhere(0.0) == [20.0, 30.0]
+    assert one.elsewhere(25.0) == [30.0]
+    assert other.elsewhere(0.0) == [10.0]
+    assert MemoryVault().elsewhere(0.0) == []
+    broken.remember(Remembered())
+    (tmp_path / "masked" / "bad.json").write_bytes(b"{")
+    os.utime(tmp_path / "masked" / "bad.json", (40.0, 40.0))
+    for name in ("one", "other"):
+        os.utime(tmp_path / "masked" / f"{name}.json", (35.0, 35.0))
+    assert one.elsewhere(37.0) == [40.0], "a broken one counts as one"
