@@ -18,7 +18,7 @@ from lepton_fed.runs.events import EventLog, read_events
 
 SIMULATE = [
     sys.executable, "-m", "lepton_fed", "simulate", "privacy.record.enabled=false",
-    "task.model={name: linear}",
+    "privacy.secure_aggregation.enabled=false", "task.model={name: linear}",
 ]  # fmt: skip
 
 
