@@ -74,6 +74,7 @@ def test_no_vector_in_clear_stays_at_a_site(federation: Deployment) -> None:
         assert not list((federation.root / "state" / site / "masked").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["supernode", "site"])
 def test_a_site_that_is_killed_in_a_round_costs_that_round_at_most(
     tmp_path: Path, victim: str
