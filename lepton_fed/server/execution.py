@@ -164,6 +164,8 @@ def execute(
     )
     summary = replace(summary, events=log.head)
     folder.write_summary(summary)
+    if masked is not None:
+        masked.forget()
     return outcome, summary
 
 

@@ -488,7 +488,7 @@ class Coordinator:
         if self._masked is not None:
             most = min(len(names), self._agreement.cohort)
             cohort = select_cohort(names, most, self._seed, number + 1) if names else ()
-            # Its files stay: sites open a sum once, and the end of a run may come twice.
+            # Its files stay until the run's summary is there: sites open a sum once.
             total = self._report_sum(self._sums(self._masked, transport, cohort, ask), ask)
         else:
             total = self._evaluate(transport, names, ask)
