@@ -137,8 +137,11 @@ class MaskedSite:
         try:
             return handler(asked, self._round(asked), member, now)
         except FalseMessage as error:
-            problem = Problem("LF4514", error.why, where=f"round {asked.ask.round_number}")
+            why = f"{error.sender}: {error.why}" if error.sender else error.why
+            problem = Problem("LF4514", why, where=f"round {asked.ask.round_number}")
             return PhaseReply(self._name, refusal=problem, accused=error.sender)
+        except (KeyError, UnicodeError):  # a site that was taken off the roster, a name of no text
+            raise Refused(Problem("LF4514", "a site or a text that there is not")) from None
 
     # --- the phases
 

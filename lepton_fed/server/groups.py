@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
@@ -20,7 +23,7 @@ from lepton_fed.runs.files import read_tensors, write_tensors, writing
 
 __all__ = ["Group", "GroupFiles", "GroupSum"]
 
-_TOTAL = "total"
+_ABOUT, _TOTAL = "about", "total"
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,13 @@ class GroupFiles:
         )
         with writing(self._folder):
             self._folder.mkdir(exist_ok=True)
-        arrays = {_TOTAL: group.open.total} if group.open.survivors else {}
-        path = self._folder / f"group-{group.number:04d}.safetensors"
-        write_tensors(path, arrays, {"about": canonical_json(saved).decode()})
+        # As an array: the text of a file may have 100 MB at most, and envelopes of many sites more.
+        arrays: dict[str, npt.NDArray[Any]] = {
+            _ABOUT: np.frombuffer(canonical_json(saved), dtype=np.uint8)
+        }
+        if group.open.survivors:
+            arrays[_TOTAL] = group.open.total
+        write_tensors(self._folder / f"group-{group.number:04d}.safetensors", arrays, {})
 
     def load(self, serial: int) -> Iterator[tuple[Group, Progress, Words | None, str]]:
         """Yield the groups of a round, how far each had come, its sum, and its roster's digest.
@@ -142,8 +149,8 @@ class GroupFiles:
             return
         for path in sorted(self._folder.glob("group-*.safetensors")):
             try:
-                arrays, text = read_tensors(path)
-                saved = decode(_Saved, strict_json(text["about"].encode()))
+                arrays, _ = read_tensors(path)
+                saved = decode(_Saved, strict_json(arrays[_ABOUT].tobytes()))
             except (KeyError, ValueError):
                 continue
             if saved.serial == serial:

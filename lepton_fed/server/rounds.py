@@ -327,7 +327,7 @@ class Coordinator:
             took_s = self._clock() - started
             if self._pace is not None and ask.train:
                 self._pace.note(site, took_s)
-                self._record.sites[site].took_s = took_s
+                self._record.sites.setdefault(site, SiteRecord()).took_s = took_s
 
         sums = masked.sums(transport, ask, cohort, deadline, answered)
         self._tell_late(transport, ask)

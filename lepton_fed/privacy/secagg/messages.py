@@ -39,8 +39,10 @@ from lepton_fed.identity.signature import (
 )
 from lepton_fed.identity.signature import PublicKey as IdentityKey
 from lepton_fed.privacy.secagg.context import COMMITMENT_BYTES, Context
+from lepton_fed.privacy.secagg.envelopes import envelope_bytes
 from lepton_fed.privacy.secagg.graph import Graph, Graphs
-from lepton_fed.privacy.secagg.keys import Party, PublicKey
+from lepton_fed.privacy.secagg.keys import WRAPPED_BYTES, Party, PublicKey
+from lepton_fed.privacy.secagg.shamir import SHARE_BYTES
 
 __all__ = [
     "Advert",
@@ -355,7 +357,7 @@ class Envelope:
         """Refuse an envelope that its sender did not make for this cohort.
 
         Raises:
-            FalseMessage: It is not signed by the sender, or a commitment has another length.
+            FalseMessage: It is not signed by the sender, or a part of it has another length.
         """
         if not check_payload(identity, _ENVELOPE, self.body(cohort), self.signature):
             why = f"the envelope of {self.sender} is not signed by it for this round"
@@ -363,6 +365,12 @@ class Envelope:
         for commitment in (self.mask_share, self.seed_share):
             if len(commitment) != COMMITMENT_BYTES:
                 raise FalseMessage(self.sender, f"a commitment of {len(commitment)} bytes")
+        post_quantum = bool(cohort.advert(self.sender).mask.kem)
+        size = envelope_bytes(2 * SHARE_BYTES, post_quantum=post_quantum)
+        if len(self.sealed) != (0 if self.sender == self.recipient else size):
+            raise FalseMessage(self.sender, f"an envelope of {len(self.sealed)} bytes")
+        if len(self.wrapped) not in ((0, WRAPPED_BYTES) if post_quantum else (0,)):
+            raise FalseMessage(self.sender, f"a pair secret wrapped in {len(self.wrapped)} bytes")
 
 
 @dataclass(frozen=True)
