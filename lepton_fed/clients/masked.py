@@ -36,7 +36,6 @@ from lepton_fed.privacy.secagg.requests import (
     AdvertRequest,
     ConfirmReply,
     ConfirmRequest,
-    MaskReply,
     MaskRequest,
     RevealReply,
     RevealRequest,
@@ -140,8 +139,6 @@ class MaskedSite:
             why = f"{error.sender}: {error.why}" if error.sender else error.why
             problem = Problem("LF4514", why, where=f"round {asked.ask.round_number}")
             return PhaseReply(self._name, refusal=problem, accused=error.sender)
-        except (KeyError, UnicodeError):  # a site that was taken off the roster, a name of no text
-            raise Refused(Problem("LF4514", "a site or a text that there is not")) from None
 
     # --- the phases
 
@@ -196,7 +193,6 @@ class MaskedSite:
         }
         return PhaseReply(
             self._name,
-            packed_body(MaskReply()),
             masked=packed,
             sent_bytes=packed.size,
             words=words.size,
@@ -323,7 +319,7 @@ class MaskedSite:
         if reply.counts is not None and np.isfinite(reply.counts).all():
             counts, notes["evaluation"] = reply.counts, "inside the masked vector"
         try:
-            words, saturated = layout.encode(vectors, weight, counts)
+            words, _ = layout.encode(vectors, weight, counts)
         except ValueError as error:
             raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
         bound = self._agreement.task.aggregation.norm_bound
@@ -331,10 +327,8 @@ class MaskedSite:
         if ask.train:
             lost = layout.encoding.bits_lost_to_weight(weight)
             notes["weight"] = f"inside the masked vector; {lost:.1f} bits are lost to it"
-        self._vault.store(
-            words,
-            StoredVector(about.serial, about.digest, before, min(before, bound), saturated, notes),
-        )
+        known = StoredVector(about.serial, about.digest, before, min(before, bound), notes)
+        self._vault.store(words, known)
 
     def _keep(self, member: Member, now: Remembered) -> None:
         self._vault.remember(Remembered(member.state, now.begun))

@@ -57,7 +57,6 @@ class StoredVector:
         ask: Digest of what was asked.
         norm_before: Largest norm of the update's vectors, before clipping.
         norm_after: After it.
-        saturated: How many coordinates lay beyond the bound.
         notes: What the receipt says of it, by name.
     """
 
@@ -65,7 +64,6 @@ class StoredVector:
     ask: str
     norm_before: float
     norm_after: float
-    saturated: int
     notes: dict[str, str]
 
 

@@ -25,6 +25,7 @@ from lepton_fed.privacy.secagg.messages import (
     FalseMessage,
     Reveal,
 )
+from lepton_fed.privacy.secagg.requests import ConfirmRequest, read_body
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 VICTIM = "a"
@@ -126,6 +127,25 @@ def test_another_model_for_the_same_attempt_is_refused(world: World) -> None:
 
 
 # --- who takes part
+
+
+def test_a_site_that_was_taken_off_the_roster_is_masked_with_nobody(world: World) -> None:
+    world.to_shares()
+    gone = world.keys.pop("f")
+    assert "f is not on the roster" in world.refuses(VICTIM, "mask", world.inbox(VICTIM), NAMES)
+    world.keys["f"] = gone
+    world.to_masks()
+    signed = world.confirmed(NAMES)
+    world.keys.pop("f")
+    said = world.refuses(VICTIM, "reveal", list(NAMES), [], signed)
+    assert "f is not on the roster" in said
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\u00e9"])
+def test_texts_that_could_not_be_written_again_are_refused(name: str) -> None:
+    content = json.dumps({"roster": "r", "survivors": [name]}).encode()
+    with pytest.raises(FalseMessage, match="an escaped character"):
+        read_body(ConfirmRequest, content)
 
 
 def test_a_cohort_with_a_site_that_is_not_on_the_roster_is_refused(world: World) -> None:

@@ -297,10 +297,9 @@ class Member:
     def _check_cohort(self, cohort: Cohort, secret: RoundSecrets) -> None:
         state, sites = self.state, len(cohort.names)
         for advert in cohort.adverts:
-            key = self._roster.get(advert.name)
-            if key is None:
-                raise FalseMessage("", f"{advert.name} is not on the roster")
-            advert.check(cohort.context, key, post_quantum=self._rules.post_quantum)
+            advert.check(
+                cohort.context, self._key(advert.name), post_quantum=self._rules.post_quantum
+            )
         if self._name not in cohort.names:
             raise FalseMessage("", "the cohort is without this site")
         if cohort.advert(self._name) != self._advert(cohort.context, secret):
@@ -317,6 +316,13 @@ class Member:
             raise FalseMessage("", "this attempt has sites that the first at its round had not")
         if cohort.threshold < state.first_threshold:
             raise FalseMessage("", "this attempt has a lower threshold than the first at its round")
+
+    def _key(self, name: str) -> IdentityKey:
+        """Return a site's identity key; it may have been taken off the roster since it shared."""
+        key = self._roster.get(name)
+        if key is None:
+            raise FalseMessage("", f"{name} is not on the roster")
+        return key
 
     def _require_cohort(self, sites: int) -> None:
         if sites < self._rules.min_cohort:
@@ -355,7 +361,7 @@ class Member:
             sender = cohort.parties[envelope.sender]
             if envelope.recipient != self._name:
                 raise FalseMessage("", f"an envelope for {envelope.recipient}")
-            envelope.check(cohort, self._roster[sender.name])
+            envelope.check(cohort, self._key(sender.name))
             try:
                 content = open_envelope(
                     pair, context, sender, own, envelope.sealed, bound=envelope.bound
@@ -402,7 +408,7 @@ class Member:
             confirmation.name
             for confirmation in confirmations
             if confirmation.name in among
-            and confirmation.is_over(body, self._roster[confirmation.name])
+            and confirmation.is_over(body, self._key(confirmation.name))
         }
         if len(signed) < cohort.threshold:
             raise FalseMessage(

@@ -19,7 +19,7 @@ from tests.unit.server.masked_world import Line, MaskedWorld
 
 RUN = "a" * 64
 STATE = State(Coming(2, 1, ["00", "11", "22"]), 1, 1, 3, ["a", "b"], 2, seed_shares={"a": "ff"})
-ABOUT = StoredVector(2, "b" * 64, 3.5, 1.0, 4, {"weight": "inside"})
+ABOUT = StoredVector(2, "b" * 64, 3.5, 1.0, {"weight": "inside"})
 WORDS = np.arange(7, dtype=np.uint32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Privacy, StrategyConf
+from lepton_fed.config.schema import Privacy, SecureAggregation, StrategyConf
 from lepton_fed.core.exchange import Offer, OfferReply, Reply
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, RunError
@@ -225,6 +226,19 @@ def test_a_site_with_new_keys_is_offered_the_run_again_with_the_new_roster(world
     assert list(sites.sites()) == ["a", "b", "c"]
     assert sorted(world.line.offered) == ["b", "c"]
     assert {offer.roster for offer in world.line.rosters[-2:]} == {b"2"}
+
+
+def test_in_a_masked_run_every_site_has_to_go_by_the_new_roster(world: World) -> None:
+    privacy = Privacy(secure_aggregation=SecureAggregation(enabled=True))
+    masked = replace(AGREEMENT, privacy=privacy)
+    world.line.says = {n: (lambda n=n: OfferReply(n, masked.digest)) for n in "abc"}
+    sites = Federation(world.line, masked, b"roster", "abc", 2, 60.0, world.log,
+                       world.nap, lambda: world.now)  # fmt: skip
+    sites.gather()
+    world.line.offered.clear()
+    sites.renew(RosterChange(b"2", 2, ("a", "b", "c"), renewed=("b",)))
+    assert list(sites.sites())
+    assert sorted(world.line.offered) == ["a", "b", "c"]
 
 
 def test_a_name_that_was_not_on_the_roster_takes_part_from_the_next_run_on(world: World) -> None:
