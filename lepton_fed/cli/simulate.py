@@ -86,10 +86,18 @@ def privacy_lines(summary: RunSummary) -> list[str]:
         return ["privacy     none: updates are not noised", *lines]
     how = "at most epsilon as above" if summary.masked else "epsilon as above"
     uncovered = ", ".join(f"{what} (counts on held-out rows)" for what in summary.outside_epsilon)
+    if summary.honest:
+        from_whom = (
+            "            each site adds a share of one noise: it holds against the coordinator "
+            f"while {summary.honest} sites of a sum add theirs"
+        )
+    else:
+        from_whom = "            each site adds the whole noise: it holds against everyone"
     return [
         f"privacy     each record: {how} at delta {summary.delta:g} "
         "(add or remove one record, Poisson sampling, PLD)",
         f"            not covered by epsilon: {uncovered or 'nothing that left a site'}; "
         "row counts are public",
+        from_whom,
         *lines,
     ]

@@ -316,7 +316,7 @@ def _public(problems: Sequence[Problem]) -> Problem:
 # Their sentences name the coordinator's own words and the owner's bounds, nothing of the data.
 _SAYABLE = frozenset(
     {
-        *(f"LF46{number:02d}" for number in range(1, 13)),
+        *(f"LF46{number:02d}" for number in (*range(1, 13), 20, 21)),
         *(f"LF45{number:02d}" for number in range(14, 19)),
         *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310", "LF5314"),
     }

@@ -19,6 +19,10 @@ from lepton_fed.config.schema import AggregationFloor
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
 from lepton_fed.errors import Problem, Refused, RunError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
+from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.integers import Integers
+from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.secagg import masks
 from lepton_fed.privacy.secagg.context import Context, wipe
 from lepton_fed.privacy.secagg.member import Member, Rules
@@ -91,6 +95,7 @@ class MaskedSite:
         clock: Callable[[], float] = time.time,
     ) -> None:
         secure = agreement.privacy.secure_aggregation
+        self._noise = shared_noise(agreement, shape.size)
         self._name = name
         self._identity = identity
         self._roster = roster
@@ -100,7 +105,11 @@ class MaskedSite:
         self._floor = floor
         # Both were compared when the site agreed; the higher one holds whatever was said then.
         self._rules = Rules(
-            max(secure.least_sites() // secure.groups, floor.min_cohort),
+            max(
+                secure.least_sites() // secure.groups,
+                floor.min_cohort,
+                self._noise.honest if self._noise else 0,
+            ),
             max(secure.threshold, floor.threshold),
             secure.post_quantum,
         )
@@ -319,7 +328,8 @@ class MaskedSite:
         if reply.counts is not None and np.isfinite(reply.counts).all():
             counts, notes["evaluation"] = reply.counts, "inside the masked vector"
         try:
-            words, _ = layout.encode(vectors, weight, counts)
+            noise = self._share_of_noise(layout, notes) if ask.train else None
+            words, _ = layout.encode(vectors, weight, counts, noise)
         except ValueError as error:
             raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
         bound = self._agreement.task.aggregation.norm_bound
@@ -329,6 +339,20 @@ class MaskedSite:
             notes["weight"] = f"inside the masked vector; {lost:.1f} bits are lost to it"
         known = StoredVector(about.serial, about.digest, before, min(before, bound), notes)
         self._vault.store(words, known)
+
+    def _share_of_noise(
+        self, layout: MaskedLayout, notes: dict[str, str]
+    ) -> Callable[[int], Integers] | None:
+        """Return what draws this site's share of the sum's noise; None when nothing is shared."""
+        noise = self._noise
+        if noise is None:
+            return None
+        std, entropy = noise.share_std(layout.encoding.grid), Entropy.from_system()
+        notes["noise"] = (
+            f"this site's share: the sum has the whole noise, multiplier "
+            f"{noise.noise_multiplier:.4g}, while {noise.honest} sites in it add theirs"
+        )
+        return lambda count: discrete_gaussian(std, count, entropy)
 
     def _keep(self, member: Member, now: Remembered) -> None:
         self._vault.remember(Remembered(member.state, now.begun))

@@ -13,11 +13,13 @@ from dataclasses import replace
 from datetime import datetime, time
 
 from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.privacy_rules import shared_problems
 from lepton_fed.config.schema import Budget, Policy
 from lepton_fed.core.digests import digest_of
 from lepton_fed.core.exchange import Reply
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, quoted
+from lepton_fed.privacy.dp.shared import honest_of
 
 __all__ = ["allows_task", "filtered", "judge", "policy_digest", "within_hours"]
 
@@ -53,6 +55,7 @@ def judge(policy: Policy, budget: Budget, agreement: Agreement) -> list[Problem]
         *_amounts(policy, agreement),
         *_privacy(policy, budget, agreement),
         *_secure_aggregation(policy, agreement),
+        *_shared_noise(policy, agreement),
         *_numbers(policy, agreement),
     ]
 
@@ -211,6 +214,27 @@ def _secure_aggregation(policy: Policy, agreement: Agreement) -> Iterator[Proble
         yield Problem(
             "LF4612",
             f"no masked number of {_shown(secure.bits)} bits for {_shown(agreement.cohort)} sites",
+        )
+
+
+def _shared_noise(policy: Policy, agreement: Agreement) -> Iterator[Problem]:
+    if not agreement.privacy.record.is_shared:
+        return
+    yield from (
+        replace(problem, code="LF4620")
+        for problem in shared_problems(agreement.task, agreement.privacy, agreement.cohort)
+    )
+    try:
+        honest = honest_of(agreement)
+    except (ValueError, OverflowError):
+        yield Problem("LF4620", "shared noise: nothing says how many sites are counted on")
+        return
+    if not honest <= policy.privacy.honest * agreement.cohort:
+        yield Problem(
+            "LF4621",
+            f"{_shown(honest)} of {_shown(agreement.cohort)} sites are counted on to add their "
+            f"share of the noise; at most {policy.privacy.honest:g} of them may be",
+            key="policy.privacy.honest",
         )
 
 

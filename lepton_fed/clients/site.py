@@ -41,12 +41,13 @@ from lepton_fed.models.build import (
 )
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.strategies.base import SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
-from lepton_fed.training.local import Moment, PrivateTraining, train
-from lepton_fed.training.noise import NoisePlan, check_trainable, plan_noise
+from lepton_fed.training.local import Moment, train
+from lepton_fed.training.noise import NoisePlan, check_trainable, plan_noise, require_plain_site
 
 __all__ = ["EVALUATION", "Site"]
 
@@ -78,7 +79,8 @@ class Site:
     Raises:
         DataError: There are no rows to train on.
         BudgetExceeded: The whole run would cost more than is left.
-        TaskError: The model or the target epsilon does not go with record-level DP.
+        TaskError: The model or the target epsilon does not go with record-level DP, or the strategy
+            does something at the site that does not go with shared noise.
         Refused: The ledger is not whole; LF4506, nothing says which rounds were answered.
     """
 
@@ -122,7 +124,9 @@ class Site:
             raise ValueError("the agreement is for another task than the kit")
         if record.enabled:
             check_trainable(kit, record, len(devices))
-            self._noise = plan_noise(kit, record, len(rows), agreement.rounds)
+            require_plain_site(agreement, rule)
+            shared = shared_noise(agreement, kit.layout.size)
+            self._noise = plan_noise(kit, record, len(rows), agreement.rounds, shared)
             self._entropy = Entropy.from_system()
             self._ledger = Ledger(
                 folder / "ledger.jsonl",
@@ -262,7 +266,7 @@ class Site:
             }
             self._check_run(self._ledger, self._noise.round_event, ask.round_number)
             self._ledger.charge(self._noise.round_event, about)
-            private = PrivateTraining(record.clip, self._noise.noise_multiplier, self._entropy)
+            private = self._noise.training(record, self._entropy)
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)

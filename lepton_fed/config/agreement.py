@@ -23,6 +23,8 @@ class Agreement:
         seed: Seed of the run.
         privacy: What is protected.
         cohort: Most sites that a round takes; it says how fine a masked number can be.
+        noise_multiplier: With shared noise, its standard deviation over what one record moves: all
+            have to go by the same number, to the last bit, and sites hold it against epsilon.
     """
 
     run: str
@@ -32,8 +34,9 @@ class Agreement:
     seed: int
     privacy: Privacy
     cohort: int = 0
+    noise_multiplier: float = 0.0
 
     @property
     def digest(self) -> str:
         """Return the canonical SHA-256 digest, 64 hexadecimal digits."""
-        return digest_of("lepton-fed agreement 2", self)
+        return digest_of("lepton-fed agreement 3", self)

@@ -15,6 +15,7 @@ from lepton_fed.config import plugins
 from lepton_fed.config.data_rules import data_problems, distinct
 from lepton_fed.config.nearest import did_you_mean
 from lepton_fed.config.plugins import Group
+from lepton_fed.config.privacy_rules import record_problems, shared_problems
 from lepton_fed.config.schema import (
     ClientConf,
     Policy,
@@ -53,7 +54,11 @@ def problems_of(conf: object) -> list[Problem]:
     if isinstance(conf, (SimulationConf, ServerConf)):
         found += (replace(p, key=f"task.{p.key}") for p in task_problems(conf.task))
         found += _plan(conf)
-        found += _record_privacy(conf)
+        found += record_problems(conf.task, conf.privacy)
+        cohort = (
+            conf.rounds.cohort_size(conf.sites.count) if isinstance(conf, SimulationConf) else 0
+        )
+        found += shared_problems(conf.task, conf.privacy, cohort)
         found += _outside_epsilon(conf.privacy)
         found += _installed("strategies", conf.strategy.name, "strategy.name")
         found += _not_empty(conf.runs, "runs")
@@ -180,25 +185,6 @@ def _plan(conf: SimulationConf | ServerConf) -> Iterator[Problem]:
             f"{warmup} rounds of warm-up do not fit into {conf.rounds.count} rounds",
             key="task.training.schedule.warmup_rounds",
             remedy=f"at most {conf.rounds.count}",
-        )
-
-
-def _record_privacy(conf: SimulationConf | ServerConf) -> Iterator[Problem]:
-    if not conf.privacy.record.enabled:
-        return
-    if conf.task.aggregation.weight == "rows":
-        yield Problem(
-            "LF1046",
-            "weights by row count tell the coordinator what record-level DP protects",
-            key="task.aggregation.weight",
-            remedy="set it to equal, or privacy.record.enabled to false",
-        )
-    if conf.task.training.max_gradient_norm is not None:
-        yield Problem(
-            "LF1046",
-            "record-level DP clips the gradient of every record already",
-            key="task.training.max_gradient_norm",
-            remedy="set it to null and privacy.record.clip to the norm",
         )
 
 

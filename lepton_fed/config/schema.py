@@ -82,6 +82,31 @@ class RecordPrivacy:
     clip: float = setting(
         1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
     )
+    noise: Literal["site", "shared"] = setting(
+        "site",
+        "Who adds the noise. `site`: each site the whole of it, which holds against everyone. "
+        "`shared`: each site its share of one noise in the sum, which holds against the "
+        "coordinator and all but `honest` sites, and is far more accurate; one step a round, under "
+        "secure aggregation.",
+    )
+    sampling_rate: float | None = setting(
+        None,
+        "With shared noise: probability with which each record is in a round's step, the same "
+        "public number at every site.",
+        above=0,
+        at_most=1,
+    )
+    honest: int = setting(
+        0,
+        "With shared noise: how many sites of a sum are counted on to add their share; no sum of "
+        "fewer is opened. 0 takes the sites that have to stay to a round's end.",
+        at_least=0,
+    )
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether sites add shares of one noise."""
+        return self.enabled and self.noise == "shared"
 
 
 LEAST_GROUP = 8
@@ -296,6 +321,13 @@ class PrivacyFloor:
     delta: float = setting(1e-5, "Largest delta that goes with it.", above=0, below=0.1)
     secure_aggregation: AggregationFloor = setting(
         factory=AggregationFloor, doc="Under which secure aggregation."
+    )
+    honest: float = setting(
+        0.0,
+        "Largest fraction of a round's sites that a run may count on to add their share of the "
+        "noise; 0 asks for the whole noise at this site.",
+        at_least=0,
+        at_most=1,
     )
 
 

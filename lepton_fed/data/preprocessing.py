@@ -12,13 +12,15 @@ standardise   table   (number - ``mean``) / ``std``, constants of the contract
 one_hot       table   turns the code of a category into one column for each of its words
 scale         both    divides by ``by``
 clip          both    cuts at ``low`` and ``high``, either of which may be left out
+unit_norm     both    divides the example by its Euclidean norm; one of zeros stays as it is
 normalise     image   (pixel - ``mean``) / ``std``, lists of one number a channel
 ============  ======  =====================================================================
 
 In a table only numbers are changed by standardise, scale and clip, wherever they stand: codes and
 the columns of one_hot stay as they are. ``one_hot`` keeps the order of the columns and puts those
 of a category in its place: (age, ward of 3 words, weight) becomes (age, ward 0, ward 1, ward 2,
-weight).
+weight). ``unit_norm`` takes the whole example as it comes, so that with record-level DP the size of
+a gradient does not depend on how bright a picture is.
 """
 
 from __future__ import annotations
@@ -115,6 +117,15 @@ class _Clip(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         return torch.minimum(torch.maximum(batch, self.low), self.high)
+
+
+class _UnitNorm(nn.Module):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        axes = list(range(1, batch.ndim))
+        largest = batch.abs().amax(axes, keepdim=True)
+        scaled = batch / torch.where(largest > 0, largest, torch.ones_like(largest))
+        norms = scaled.square().sum(axes, keepdim=True).sqrt()  # of numbers up to 1: no overflow
+        return scaled / torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
 class _OneHot(nn.Module):
@@ -255,6 +266,12 @@ def _normalise(arguments: Arguments, layout: _Layout) -> tuple[nn.Module, _Layou
     return _Affine(shift, scale), layout
 
 
+def _unit_norm(arguments: Arguments, layout: _Layout) -> tuple[nn.Module, _Layout]:
+    return _UnitNorm(), layout
+
+
+_ONCE = ("impute", "standardise", "one_hot", "unit_norm", "normalise")
+
 _Builder = Callable[[Arguments, _Layout], tuple[nn.Module, _Layout]]
 
 _STEPS: dict[str, dict[str, _Builder]] = {
@@ -264,8 +281,9 @@ _STEPS: dict[str, dict[str, _Builder]] = {
         "one_hot": _one_hot,
         "scale": _scale,
         "clip": _clip,
+        "unit_norm": _unit_norm,
     },
-    "image": {"scale": _scale, "clip": _clip, "normalise": _normalise},
+    "image": {"scale": _scale, "clip": _clip, "unit_norm": _unit_norm, "normalise": _normalise},
 }
 
 
@@ -284,7 +302,10 @@ def _order(task: Task) -> list[Problem]:
     names = [step.step for step in task.preprocessing]
     for position, name in enumerate(names):
         key = f"task.preprocessing[{position}].step"
-        if name in ("impute", "standardise", "one_hot", "normalise") and name in names[:position]:
+        if (
+            name in ("impute", "standardise", "one_hot", "unit_norm", "normalise")
+            and name in names[:position]
+        ):
             problems.append(Problem("LF3106", f"{name} is there twice", key=key))
         elif name == "impute" and position:
             problems.append(

@@ -56,6 +56,8 @@ class RunSummary:
         sites: The sites, by name.
         events: Hash of the event log's last line: what the log is held to.
         masked: Whether the coordinator saw the sums of updates alone.
+        honest: How many sites of a sum are counted on to add their share of the noise; 0 where each
+            adds all of it, and without record-level DP.
     """
 
     run: str
@@ -79,3 +81,4 @@ class RunSummary:
     sites: list[SiteSummary]
     events: str = ""
     masked: bool = False
+    honest: int = 0

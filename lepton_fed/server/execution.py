@@ -15,6 +15,7 @@ from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.pace import Pace
 from lepton_fed.errors import LeptonError, Problem, RunError
 from lepton_fed.identity.signature import PublicKey
+from lepton_fed.privacy.dp.shared import honest_of
 from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary, SiteSummary
@@ -158,7 +159,7 @@ def execute(
     repeatable = (
         one_kind_of_device and not conf.privacy.record.enabled and strategy.server.needs == "sum"
     )
-    summary = _summary(conf, strategy, kit, outcome, folder, repeatable)
+    summary = _summary(conf, agreement, strategy, kit, outcome, folder, repeatable)
     log.emit(
         "run.finished", digest=outcome.digest, metrics=summary.metrics, seconds=summary.seconds
     )
@@ -232,6 +233,7 @@ def outside_epsilon(conf: SimulationConf | ServerConf) -> list[str]:
 
 def _summary(
     conf: SimulationConf | ServerConf,
+    agreement: Agreement,
     strategy: Strategy,
     kit: TaskKit,
     outcome: Outcome,
@@ -272,4 +274,5 @@ def _summary(
             for name, site in sorted(outcome.record.sites.items())
         ],
         masked=masked,
+        honest=honest_of(agreement) if record.is_shared else 0,
     )

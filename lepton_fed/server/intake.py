@@ -24,6 +24,7 @@ from lepton_fed.server.admission import admit
 from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.spill import Spill
 from lepton_fed.strategies.base import Each, Strategy, Sum
+from lepton_fed.training.noise import require_plain_site
 
 __all__ = [
     "SECOND_REPLY",
@@ -55,8 +56,10 @@ def plan_aggregation(
     Raises:
         TaskError: LF3401, the ring has no room for the cohort at the task's bounds; LF3403, the
             strategy needs single updates, and secure aggregation hides them; LF3404, there are
-            fewer sites than a sum needs; LF3405, there is no ML-KEM-768 here.
+            fewer sites than a sum needs; LF3405, there is no ML-KEM-768 here; LF3320, the
+            strategy's site half does not go with shared noise.
     """
+    require_plain_site(agreement, strategy.site)
     secure = agreement.privacy.secure_aggregation
     if not secure.enabled:
         if strategy.server.needs == "sum":

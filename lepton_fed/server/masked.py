@@ -20,6 +20,7 @@ from lepton_fed.core.ring import RingEncoding
 from lepton_fed.core.seeds import generator
 from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PublicKey
+from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.secagg.collector import Collector, TooFew
 from lepton_fed.privacy.secagg.member import Rules
 from lepton_fed.privacy.secagg.messages import (
@@ -114,7 +115,10 @@ class MaskedRounds:
         self._rules = Rules(
             self._secure.min_cohort, self._secure.threshold, self._secure.post_quantum
         )
-        self._least = self._secure.least_sites() // self._secure.groups
+        noise = shared_noise(agreement, shape.size)
+        self._least = max(
+            self._secure.least_sites() // self._secure.groups, noise.honest if noise else 0
+        )
         self._shape = shape
         self._folder = folder
         self._log = log

@@ -23,6 +23,7 @@ from lepton_fed.flower.superlink import Grid, SuperLink
 from lepton_fed.flower.transport import GridTransport
 from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.dp.shared import noise_to_agree_on
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
 from lepton_fed.runs.status import PASSING
@@ -330,6 +331,7 @@ class Service:
         agreement = Agreement(
             folder.name if folder else "run", conf.task, conf.strategy, conf.rounds.count,
             conf.seed, conf.privacy, cohort,
+            noise_to_agree_on(conf.privacy, conf.rounds.count),
         )  # fmt: skip
         plan_aggregation(agreement, strategy, kit.layout, kit.plan, len(of_run))
         if folder is None:

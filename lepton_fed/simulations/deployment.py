@@ -211,6 +211,7 @@ class LocalDeployment:
                     "record": record.enabled,
                     "epsilon": record.epsilon,
                     "delta": record.delta,
+                    "honest": 1.0 if record.is_shared else 0.0,
                     "secure_aggregation": {
                         "required": secure.enabled,
                         "min_cohort": secure.min_cohort,

@@ -21,6 +21,7 @@ from lepton_fed.config.schema import AggregationFloor, SimulationConf, StrategyC
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply
 from lepton_fed.errors import LeptonError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.privacy.dp.shared import noise_to_agree_on, shared_noise
 from lepton_fed.privacy.secagg.plan import Shape
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder
@@ -133,7 +134,9 @@ def agreement_of(conf: SimulationConf, run: str, strategy: StrategyConf) -> Agre
         strategy: The strategy that runs; of an object, its name is all that is known.
     """
     cohort = conf.rounds.cohort_size(conf.sites.count)
-    return Agreement(run, conf.task, strategy, conf.rounds.count, conf.seed, conf.privacy, cohort)
+    rounds, privacy = conf.rounds.count, conf.privacy
+    noise = noise_to_agree_on(privacy, rounds)
+    return Agreement(run, conf.task, strategy, rounds, conf.seed, privacy, cohort, noise)
 
 
 def plan_privacy(
@@ -153,8 +156,12 @@ def plan_privacy(
     if not record.enabled:
         return {}
     check_trainable(kit, record, devices=1)  # each site trains on one
+    agreement = agreement_of(conf, "run", conf.strategy)
+    shared = shared_noise(agreement, kit.layout.size)
     return {
-        rows.name: plan_noise(kit, record, len(rows.training), conf.rounds.count).noise_multiplier
+        rows.name: plan_noise(
+            kit, record, len(rows.training), conf.rounds.count, shared
+        ).noise_multiplier
         for rows in population
     }
 

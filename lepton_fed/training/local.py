@@ -82,11 +82,15 @@ class PrivateTraining:
         clip: Euclidean norm to which a record's gradient is clipped.
         noise_multiplier: Standard deviation of the noise over ``clip``.
         entropy: The site's own entropy, for sampling and noise.
+        sampler: Draws the batches.
+        divisor: Public divisor of a step's sum.
     """
 
     clip: float
     noise_multiplier: float
     entropy: Entropy
+    sampler: PoissonSampler
+    divisor: int
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ def _backward(
             losses,
             clip=private.clip,
             noise_multiplier=private.noise_multiplier,
-            expected_batch=min(task.training.batch_size, rows),
+            expected_batch=private.divisor,
             entropy=private.entropy,
         ) as engine:
             yield engine.gradient
@@ -320,8 +324,7 @@ def _batches(
     device = rows.targets.device
     size = task.training.batch_size
     if private is not None:
-        sampler = PoissonSampler(len(rows), size)
-        for drawn in sampler.batches(steps, private.entropy):
+        for drawn in private.sampler.batches(steps, private.entropy):
             yield torch.from_numpy(drawn).to(device)
         return
     shuffling = torch.Generator().manual_seed(moment.seed_of("shuffle"))

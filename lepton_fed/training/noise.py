@@ -9,16 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.privacy.dp.accounting import SampledGaussian, noise_multiplier_for
 from lepton_fed.privacy.dp.engine import DpSgd, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.dp.shared import SharedNoise
+from lepton_fed.strategies.base import PlainSite, SiteRule
 from lepton_fed.training.kit import TaskKit
-from lepton_fed.training.local import check_private, record_losses, steps_of
+from lepton_fed.training.local import PrivateTraining, check_private, record_losses, steps_of
 
-__all__ = ["NoisePlan", "check_trainable", "plan_noise"]
+__all__ = ["NoisePlan", "check_trainable", "plan_noise", "require_plain_site"]
 
 _PROBES = 3
 _MOST_STEPS = 10_000_000  # beyond it composing the privacy loss takes minutes
@@ -32,11 +35,25 @@ class NoisePlan:
         sampler: Draws the batches.
         steps: Steps of one round.
         noise_multiplier: Standard deviation of the noise over the clipping norm.
+        here: Standard deviation over the clipping norm of what is added in training: all of it, or
+            nothing when sites share the noise of their sum.
+        divisor: Public divisor of a step's sum.
     """
 
     sampler: PoissonSampler
     steps: int
     noise_multiplier: float
+    here: float
+    divisor: int
+
+    def training(self, record: RecordPrivacy, entropy: Entropy) -> PrivateTraining:
+        """Return how a round is trained.
+
+        Args:
+            record: The clipping norm.
+            entropy: The site's own.
+        """
+        return PrivateTraining(record.clip, self.here, entropy, self.sampler, self.divisor)
 
     @property
     def round_event(self) -> SampledGaussian:
@@ -44,7 +61,13 @@ class NoisePlan:
         return self.sampler.event(self.noise_multiplier, self.steps)
 
 
-def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> NoisePlan:
+def plan_noise(
+    kit: TaskKit,
+    record: RecordPrivacy,
+    rows: int,
+    rounds: int,
+    shared: SharedNoise | None = None,
+) -> NoisePlan:
     """Turn a target epsilon for a whole run into the noise of each step.
 
     Args:
@@ -52,6 +75,7 @@ def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> N
         record: Target epsilon, delta and clipping norm.
         rows: Rows the site trains on.
         rounds: Rounds of the run; a site is charged as if it took part in all.
+        shared: The noise that sites share; None when each adds all of it.
 
     Raises:
         TaskError: Delta is not below 1 / rows, the run has more steps than can be accounted, or no
@@ -68,6 +92,9 @@ def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> N
             )
         )
     training = kit.task.training
+    if shared is not None:
+        sampler = PoissonSampler(rows, training.batch_size, shared.sampling_rate)
+        return NoisePlan(sampler, 1, shared.noise_multiplier, 0.0, training.batch_size)
     sampler = PoissonSampler(rows, training.batch_size)
     steps = steps_of(training, rows, private=True)
     if rounds * steps > _MOST_STEPS:
@@ -81,7 +108,27 @@ def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> N
             )
         )
     noise = noise_multiplier_for(record.epsilon, record.delta, sampler.rate, rounds * steps)
-    return NoisePlan(sampler, steps, noise)
+    return NoisePlan(sampler, steps, noise, noise, min(training.batch_size, rows))
+
+
+def require_plain_site(agreement: Agreement, rule: SiteRule) -> None:
+    """Refuse shared noise with a strategy that does something of its own at the sites.
+
+    What it did would start from gradients that a site's share alone covers.
+
+    Args:
+        agreement: What is agreed to.
+        rule: The strategy's site half.
+
+    Raises:
+        TaskError: LF3320, it does.
+    """
+    if agreement.privacy.record.is_shared and type(rule) is not PlainSite:
+        raise TaskError(
+            Problem("LF3320", f"strategy {agreement.strategy.name!r} changes what a site sends, "
+                    "and shared noise covers gradients as they are", key="strategy.name",
+                    remedy="fedavg, or a server optimiser: flower with FedAvgM, FedAdam, ...")
+        )  # fmt: skip
 
 
 def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:

@@ -28,10 +28,13 @@ class PoissonSampler:
 
     rows: int
     expected_batch: int
+    given_rate: float | None = None
 
     @property
     def rate(self) -> float:
         """Return the probability with which a record is in a step."""
+        if self.given_rate is not None:
+            return self.given_rate
         return min(1.0, self.expected_batch / self.rows)
 
     @property

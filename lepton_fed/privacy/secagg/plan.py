@@ -14,6 +14,7 @@ from lepton_fed.core.digests import digest_of
 from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.identity.signature import PublicKey
+from lepton_fed.privacy.dp.shared import LEAST_SHARE, shared_noise
 from lepton_fed.privacy.secagg.context import Context
 from lepton_fed.privacy.secagg.keys import post_quantum_available
 from lepton_fed.privacy.secagg.vector import MaskedLayout
@@ -68,10 +69,20 @@ def masked_layout(
         evaluate: Whether it evaluates.
 
     Raises:
-        TaskError: LF3401, the ring has no room for the cohort at the task's bounds.
+        TaskError: LF3401, the ring has no room for the cohort at the task's bounds, and for the
+            noise where sites share it.
+        Refused: LF4620, the shared noise is not sound.
     """
-    bits = agreement.privacy.secure_aggregation.bits
-    encoding = plan_encoding(agreement.task, agreement.cohort, bits)
+    bits, cohort = agreement.privacy.secure_aggregation.bits, agreement.cohort
+    noise = shared_noise(agreement, shape.size) if train else None
+    room = (lambda grid: noise.room(grid, cohort)) if noise else None
+    encoding = plan_encoding(agreement.task, cohort, bits, room)
+    if noise and noise.share_std(encoding.grid) < LEAST_SHARE:
+        raise TaskError(
+            Problem("LF3401", f"a ring of {bits} bits is too coarse for a share of the noise",
+                    key="privacy.secure_aggregation.bits",
+                    remedy="more bits, or a smaller task.aggregation.norm_bound")
+        )  # fmt: skip
     names, size = (shape.vectors, shape.size) if train else ((), 0)
     try:
         return MaskedLayout(encoding, names, size, shape.counts if evaluate else 0)

@@ -21,7 +21,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,6 +108,7 @@ class MaskedLayout:
         vectors: Mapping[str, npt.NDArray[np.floating]],
         weight: float,
         counts: Counts | None = None,
+        noise: Callable[[int], npt.NDArray[np.int64]] | None = None,
     ) -> tuple[Words, int]:
         """Return a site's vector before it is masked.
 
@@ -115,6 +116,9 @@ class MaskedLayout:
             vectors: ``[size]`` floating point each, finite.
             weight: In (0, weight bound].
             counts: ``[counts]`` float64, finite.
+            noise: From a length to that many whole numbers, in steps of the grid, that are added
+                to coordinates before they leave. How many saturated is not told then: nothing
+                would cover it.
 
         Returns:
             ``[words]`` ring words, and how many coordinates saturated.
@@ -137,6 +141,10 @@ class MaskedLayout:
             target = words[at * self.size : (at + 1) * self.size]
             for part in _slices(self.size):
                 encoded, beyond = self.encoding.encode(vector[part], encoded_weight)
+                if noise is not None:
+                    encoded += noise(encoded.size).view(np.uint64)  # wraps as the ring does
+                    encoded &= self.encoding.mask
+                    beyond = 0
                 target[part] = encoded  # below 2**bits, so nothing is cut off
                 saturated += beyond
         numbers = [(encoded_weight, self.encoding.weight_bits + 1)]

@@ -102,6 +102,19 @@ def test_pixels_are_scaled_normalised_and_clipped():
     np.testing.assert_allclose(result, np.minimum(expected, 1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e30, 1e-30])
+def test_examples_get_the_norm_of_one_and_zeros_stay(size: float):
+    rows = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32) * np.float32(size)
+    rows[3] = 0
+    result = apply(NUMBERS, rows, "unit_norm")
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    norms[3] = 1
+    np.testing.assert_allclose(result, rows / norms, rtol=1e-5)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    whole = apply(IMAGE, pixels, "unit_norm").reshape(2, -1)
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, rtol=1e-5)
+
+
 def test_clip_takes_one_end_alone():
     assert apply(NUMBERS, ROWS[2:, [0, 2]], ("clip", {"low": 0})).tolist() == [[0, 3], [50, 0]]
     assert apply(NUMBERS, ROWS[:1, [0, 2]], ("clip", {"high": 7})).tolist() == [[7, 0]]

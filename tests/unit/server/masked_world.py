@@ -17,13 +17,20 @@ import numpy as np
 from lepton_fed.clients.masked import MaskedSite
 from lepton_fed.clients.vault import FileVault, MemoryVault, Remembered, Vault
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import AggregationFloor, Privacy, SecureAggregation, StrategyConf
+from lepton_fed.config.schema import (
+    AggregationFloor,
+    Privacy,
+    RecordPrivacy,
+    SecureAggregation,
+    StrategyConf,
+)
 from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, PhaseReply, Reply, Update
 from lepton_fed.core.pace import Deadline
 from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Task
 from lepton_fed.errors import LeptonError, Problem
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.dp.shared import noise_to_agree_on
 from lepton_fed.privacy.secagg.plan import Shape, masked_layout
 from lepton_fed.privacy.secagg.vector import MaskedLayout, Opened
 from lepton_fed.runs.events import Event, EventLog, read_events
@@ -64,6 +71,8 @@ class MaskedWorld:
         rounds: Rounds of the run.
         quorum: Fewest sites of a round.
         floor: What each site's owner asks.
+        task: What is learned.
+        record: Record-level DP of the run.
     """
 
     root: Path
@@ -73,13 +82,16 @@ class MaskedWorld:
     rounds: int = 3
     quorum: int = 1
     floor: AggregationFloor = field(default_factory=AggregationFloor)
+    task: Task = TASK
+    record: RecordPrivacy = field(default_factory=RecordPrivacy)
 
     def __post_init__(self) -> None:
         self.identities = {name: PrivateKey.generate() for name in self.names}
         self.roster = {name: key.public_key() for name, key in self.identities.items()}
-        privacy = Privacy(secure_aggregation=self.secure)
+        privacy = Privacy(self.record, secure_aggregation=self.secure)
+        noise = noise_to_agree_on(privacy, self.rounds)
         self.agreement = Agreement(
-            "run-1", TASK, StrategyConf(), self.rounds, 7, privacy, len(self.names)
+            "run-1", self.task, StrategyConf(), self.rounds, 7, privacy, len(self.names), noise
         )
         self.folder = RunFolder.create(self.root, "test", "conf: true\n")
         self.vaults: dict[str, Vault] = {}
@@ -120,6 +132,8 @@ class MaskedWorld:
         draws = generator(1, "own", round_number=ask.round_number, site=name)
         delta = draws.normal(size=SIZE).astype(np.float32)
         weight = float(draws.integers(1, 20))
+        if self.task.aggregation.weight == "equal":
+            weight = 1.0
         counts = draws.integers(1, 100, COUNTS).astype(np.float64)
         update = Update(SHAPE.layout, {DELTA: delta}, weight, {DELTA: 250.0})
         return Reply(name, update if ask.train else None, counts if ask.evaluate else None)
