@@ -1,0 +1,157 @@
+"""DP-FedAvg with a trusted coordinator: clip updates, add noise to the sum, divide by a constant.
+
+A round takes each site with probability ``q``, independently. Its update is clipped to ``C``, put
+on an integer grid and summed exactly; the coordinator adds discrete Gaussian noise on the same grid
+and divides by ``q n``, a public number. What leaves the coordinator is the noised mean alone.
+
+What it costs is accounted for as a continuous Gaussian: with a sigma of a billion units of the grid
+the discrete one is post-processing of it but for less than 1e-18 of its variance
+(:mod:`lepton_fed.privacy.distributed.accounting`, b).
+
+The protected unit is a site's whole update: neighbours differ by the presence of one site
+(add-or-remove-one-site). The coordinator sees single updates; against it this protects nothing.
+
+With fewer than some hundreds of sites the noise swamps the mean: in each coordinate its deviation
+is ``z C / (q n)``.
+
+References:
+    H. B. McMahan, D. Ramage, K. Talwar, L. Zhang, "Learning Differentially Private Recurrent
+    Language Models", ICLR 2018, arXiv:1710.06963, algorithm 1 (fixed-denominator estimator).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from lepton_fed.privacy.central.clipping import AdaptiveClip, FixedClip
+from lepton_fed.privacy.dp.accounting import SampledGaussian
+from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
+from lepton_fed.privacy.dp.entropy import Entropy
+
+__all__ = ["ADJACENCY", "CentralSum", "event", "sampled_sites"]
+
+ADJACENCY = "add-or-remove-one-site"
+
+Reals = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
+
+_GRID_BITS = 30  # the clipping norm in units of the grid
+_SLICE = 1 << 14
+
+
+def event(noise_multiplier: float, sampling_rate: float, rounds: int) -> SampledGaussian:
+    """Return what rounds cost: a Gaussian on a Poisson sample of the sites.
+
+    Args:
+        noise_multiplier: Of sum and count together.
+        sampling_rate: Probability with which each site takes part in a round.
+        rounds: How many.
+    """
+    return SampledGaussian(noise_multiplier, sampling_rate, rounds)
+
+
+def sampled_sites(sites: int, rate: float, entropy: Entropy) -> npt.NDArray[np.int64]:
+    """Draw the sites of a round, each independently; that is the sampling that is accounted for.
+
+    Args:
+        sites: How many there are.
+        rate: Probability with which each takes part, in (0, 1].
+        entropy: The coordinator's own; who was drawn has to stay secret.
+
+    Returns:
+        Their numbers from 0, ``[k]`` int64; none may be drawn.
+    """
+    return np.flatnonzero(entropy.uniform(sites) < rate)
+
+
+@dataclass
+class CentralSum:
+    """The sum of one round.
+
+    Args:
+        size: Coordinates of an update.
+        clip: This round's clipping norm.
+        noise_multiplier: Of sum and count together.
+        expected: Updates that are expected in a round, a public number: ``q n``.
+
+    Raises:
+        ValueError: A number is out of range, or the count leaves no noise to the sum.
+    """
+
+    size: int
+    clip: FixedClip | AdaptiveClip
+    noise_multiplier: float
+    expected: float
+    updates: int = 0
+    within: int = 0
+    _total: npt.NDArray[np.int64] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 0 < self.expected < math.inf:
+            raise ValueError(f"{self.size} coordinates, {self.expected} updates expected")
+        if self.sigma >= 2.0**40:
+            raise ValueError(f"a noise multiplier of {self.noise_multiplier}")
+        self._total = np.zeros(self.size, dtype=np.int64)
+
+    @property
+    def grid(self) -> float:
+        """Return the distance of two neighbours of the grid."""
+        return math.ldexp(self.clip.norm, -_GRID_BITS)
+
+    @property
+    def sigma(self) -> float:
+        """Return the parameter of the noise, in units of the grid.
+
+        Rounding to the nearest neighbour lengthens an update by half a unit in each coordinate at
+        most; the noise is made for that.
+        """
+        longest = 2.0**_GRID_BITS * (1 + 2.0**-20) + math.sqrt(self.size) / 2
+        return self.clip.sum_noise_multiplier(self.noise_multiplier) * longest
+
+    def add(self, update: Floats) -> None:
+        """Clip an update and add it.
+
+        Args:
+            update: ``[size]`` floating point, finite.
+
+        Raises:
+            ValueError: Another shape, or something is not finite; the sum is as it was.
+        """
+        if update.shape != (self.size,):
+            raise ValueError(f"an update of shape {update.shape}, not ({self.size},)")
+        squares = 0.0
+        for part in self._slices():
+            wide = update[part].astype(np.float64)
+            if not np.isfinite(wide).all():
+                raise ValueError("an update that is not finite")
+            squares += float(np.square(wide).sum())
+        norm = math.sqrt(squares)
+        factor = min(1.0, self.clip.norm / norm if norm > 0 else 1.0) / self.grid
+        for part in self._slices():
+            self._total[part] += np.rint(update[part].astype(np.float64) * factor).astype(np.int64)
+        self.updates += 1
+        self.within += norm <= self.clip.norm
+
+    def release(self, entropy: Entropy) -> tuple[Reals, FixedClip | AdaptiveClip]:
+        """Return the noised mean and the next round's norm; the sum is empty then.
+
+        Args:
+            entropy: The coordinator's own, from its operating system.
+
+        Returns:
+            ``[size]`` float64, and a clip for the next round. Nothing else of the round may be
+            shown: not the number of updates, not their norms.
+        """
+        self._total += discrete_gaussian(self.sigma, self.size, entropy)
+        mean = self._total.astype(np.float64) * (self.grid / self.expected)
+        following = self.clip.step(self.within, self.updates, entropy)
+        self._total[:] = 0
+        self.updates = self.within = 0
+        return mean, following
+
+    def _slices(self) -> list[slice]:
+        return [slice(at, min(at + _SLICE, self.size)) for at in range(0, self.size, _SLICE)]

@@ -1,0 +1,296 @@
+"""How much noise, on which grid, in how many bits: what all parties agree on before round 1.
+
+A sum of ``n`` rotated updates has, in each coordinate, a standard deviation of at most
+
+    s = sqrt((m C)**2 / B + n g**2 / 4 + n sigma**2)
+
+(``m`` protected units of norm ``C`` at most in a sum, ``B`` the rotation's block, ``g`` the grid,
+``sigma`` the deviation of a site's share). The ring of ``b`` bits has to hold ``k = 4`` of them to
+either side, ``2 k s / g <= 2**b``, and the finest grid with which it does is taken. About one
+coordinate in 16 000 then wraps, by ``8 s``, which adds less than half a percent to the variance of
+the sum. Wrapping is post-processing: it costs accuracy, never privacy.
+
+Each share is calibrated to ``h`` honest sites: its variance is ``sigma_h**2 / h``, so that any
+``h`` shares have the variance that was accounted for, whatever the others send. Sites must not let
+a sum be opened that has fewer than ``h`` of them in it.
+
+References:
+    P. Kairouz, Z. Liu, T. Steinke, ICML 2021, arXiv:2102.06387, section 5 (choice of the grid).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lepton_fed.errors import Problem, TaskError
+from lepton_fed.privacy.distributed.accounting import (
+    ADJACENCY,
+    DiscreteGaussianShares,
+    Shares,
+    SkellamShares,
+    epsilon_of_gaussian,
+)
+from lepton_fed.privacy.distributed.rotation import block_of
+from lepton_fed.privacy.distributed.rounding import BETA, squared_norm_limit
+
+__all__ = ["DEVIATIONS", "Noise", "SharesPlan", "Unit", "fewest_bits", "plan_shares"]
+
+Unit = Literal["site", "record"]
+Noise = Literal["discrete-gaussian", "skellam"]
+
+DEVIATIONS = 4.0
+"""Standard deviations of a sum's coordinate that fit into half the ring."""
+
+_LARGEST_NOISE = 1e6
+_TOLERANCE = 1e-4  # relative, of the noise multiplier
+_FEWEST_BITS, _MOST_BITS = 8, 40
+_SMALLEST_SHARE = 0.5  # in units of the grid; less hides nothing
+_INFLATION = 1.01
+
+
+@dataclass(frozen=True)
+class SharesPlan:
+    """Shares of noise in a ring.
+
+    Args:
+        sites: Sites in a sum, at most; public.
+        honest: Sites whose shares count; at least so many are in every sum that is opened.
+        size: Coordinates of an update.
+        clip: Largest norm of one protected unit.
+        noise_multiplier: Deviation of the noise of ``honest`` shares, over ``clip``.
+        bits: Size of the ring in bits.
+        unit: What is protected: a site's whole update, or one record's gradient in it.
+        units: Protected units in a sum, at most (for accuracy only); the sites, or the records
+            that are expected in a batch of all of them.
+        noise: Distribution of a share.
+        beta: Probability, at most, with which a rounding is thrown away.
+
+    Raises:
+        ValueError: A number is out of range.
+        TaskError: The ring is too small for the noise of so many sites (LF3320).
+    """
+
+    sites: int
+    honest: int
+    size: int
+    clip: float
+    noise_multiplier: float
+    bits: int
+    unit: Unit = "site"
+    units: int = 0
+    noise: Noise = "discrete-gaussian"
+    beta: float = BETA
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.honest <= self.sites or self.size < 1 or self.units < 0:
+            raise ValueError(f"{self.honest} honest of {self.sites} sites, {self.size} coordinates")
+        if not (0 < self.clip < math.inf and 0 < self.noise_multiplier < math.inf):
+            raise ValueError(f"clip {self.clip}, noise multiplier {self.noise_multiplier}")
+        if not _FEWEST_BITS <= self.bits <= _MOST_BITS or not 0 <= self.beta < 1:
+            raise ValueError(f"a ring of {self.bits} bits, beta {self.beta}")
+        if self._ring_room <= 0 or self.share_sigma < _SMALLEST_SHARE:
+            raise TaskError(_too_small(self.bits, self.sites))
+
+    @property
+    def block(self) -> int:
+        """Return the rotation's block, in coordinates."""
+        return block_of(self.size)
+
+    @property
+    def padded(self) -> int:
+        """Return the coordinates that are sent."""
+        return self.size + -self.size % self.block
+
+    @property
+    def share_deviation(self) -> float:
+        """Return the standard deviation of one share, in the update's own units."""
+        return self.noise_multiplier * self.clip / math.sqrt(self.honest)
+
+    @cached_property
+    def grid(self) -> float:
+        """Return the distance of two neighbours of the grid: the finest that fits the ring."""
+        signal = (self.units or self.sites) * self.clip
+        variance = signal**2 / self.block + self.sites * self.share_deviation**2
+        return math.sqrt(variance / self._ring_room)
+
+    @property
+    def share_sigma(self) -> float:
+        """Return the parameter of one share, in units of the grid."""
+        return self.share_deviation / self.grid
+
+    @property
+    def sum_deviation(self) -> float:
+        """Return the bound of a sum's deviation in a coordinate, in units of the grid."""
+        return math.sqrt(self._ring_room + self.sites / 4)
+
+    @property
+    def norm_limit(self) -> int:
+        """Return the largest squared norm of a site's rounded update, in units of the grid squared.
+
+        Raises:
+            ValueError: A record is the unit; then no such limit is needed.
+        """
+        if self.unit != "site":
+            raise ValueError("updates are limited only where a site is the unit")
+        return squared_norm_limit(self.clip / self.grid, self.padded, self.beta)
+
+    @property
+    def squared_sensitivity(self) -> float:
+        """Return the square of the norm by which one unit moves the sum, in units of the grid.
+
+        Of a site it is the limit that its rounded update is held to. A record moves a site's sum
+        by ``clip`` before rounding, and each coordinate by less than one unit more after it.
+        """
+        if self.unit == "site":
+            return float(self.norm_limit)
+        return (self.clip / self.grid * (1 + 1e-9) + math.sqrt(self.padded)) ** 2
+
+    @property
+    def adjacency(self) -> str:
+        """Return the name of the neighbouring relation."""
+        return ADJACENCY[self.unit]
+
+    def cost(self, rounds: int) -> Shares:
+        """Return what ``rounds`` sums cost, to be asked for epsilon."""
+        kind = DiscreteGaussianShares if self.noise == "discrete-gaussian" else SkellamShares
+        return kind(self.share_sigma, self.honest, self.squared_sensitivity, self.padded, rounds)
+
+    @property
+    def _ring_room(self) -> float:
+        """Return what signal and noise may have of the variance that fits, in grid units."""
+        return (2.0**self.bits / (2 * DEVIATIONS)) ** 2 - self.sites / 4
+
+
+def plan_shares(
+    *,
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    sites: int,
+    honest: int,
+    size: int,
+    clip: float,
+    bits: int = 20,
+    unit: Unit = "site",
+    units: int = 0,
+    noise: Noise = "discrete-gaussian",
+) -> SharesPlan:
+    """Return the plan with the least noise that keeps all rounds within epsilon.
+
+    Args:
+        epsilon: Of all rounds together.
+        delta: Delta of the guarantee, in (0, 1).
+        rounds: How many sums are released.
+        sites: Sites in a sum, at most.
+        honest: Sites whose shares count.
+        size: Coordinates of an update.
+        clip: Largest norm of one protected unit.
+        bits: Size of the ring in bits.
+        unit: What is protected.
+        units: Protected units in a sum, at most; 0 for one each site.
+        noise: Distribution of a share.
+
+    Raises:
+        ValueError: A number is out of range.
+        TaskError: The ring is too small for so many sites (LF3320), or no amount of noise stays
+            within epsilon in it (LF3321).
+    """
+    if not (0 < epsilon < math.inf and 0 < delta < 1) or rounds < 1:
+        raise ValueError(f"epsilon {epsilon} at delta {delta} over {rounds} rounds")
+
+    def plan(multiplier: float) -> SharesPlan:
+        return SharesPlan(
+            sites, honest, size, clip, multiplier, bits, unit=unit, units=units, noise=noise
+        )
+
+    def cost(multiplier: float) -> float:
+        try:
+            return plan(multiplier).cost(rounds).epsilon(delta)
+        except TaskError:
+            # A share that is too small for the grid; more noise makes it larger, up to a limit.
+            if multiplier >= _LARGEST_NOISE:
+                raise
+            return math.inf
+
+    found = _smallest(cost, epsilon)
+    if found is None:
+        raise TaskError(
+            Problem(
+                "LF3321",
+                f"no amount of noise keeps {rounds} rounds of {size} coordinates in a ring of "
+                f"{bits} bits within epsilon {epsilon:g} at delta {delta:g}",
+                remedy="more bits, fewer rounds, or a larger epsilon",
+            )
+        )
+    return plan(found)
+
+
+def fewest_bits(
+    *, epsilon: float, delta: float, rounds: int, sites: int, honest: int, size: int
+) -> int:
+    """Return the smallest ring that needs at most 1 % more noise than no ring at all.
+
+    Args:
+        epsilon: Of all rounds together.
+        delta: Delta of the guarantee, in (0, 1).
+        rounds: How many sums are released.
+        sites: Sites in a sum, at most.
+        honest: Sites whose shares count.
+        size: Coordinates of an update.
+
+    Raises:
+        TaskError: None of up to 40 bits does (LF3320, LF3321).
+    """
+
+    def continuous(multiplier: float) -> float:
+        return epsilon_of_gaussian(multiplier / math.sqrt(rounds), delta)
+
+    least = _smallest(continuous, epsilon)
+    refused: TaskError | None = None
+    for bits in range(_FEWEST_BITS, _MOST_BITS + 1):
+        try:
+            plan = plan_shares(
+                epsilon=epsilon,
+                delta=delta,
+                rounds=rounds,
+                sites=sites,
+                honest=honest,
+                size=size,
+                clip=1.0,
+                bits=bits,
+            )
+        except TaskError as problem:
+            refused = problem
+            continue
+        if least is not None and plan.noise_multiplier <= _INFLATION * least:
+            return bits
+    raise refused if refused is not None else TaskError(_too_small(_MOST_BITS, sites))
+
+
+def _smallest(cost: Callable[[float], float], epsilon: float) -> float | None:
+    """Return the smallest noise multiplier that costs at most epsilon; None if there is none."""
+    high = 1e-2
+    while cost(high) > epsilon:
+        if high >= _LARGEST_NOISE:
+            return None
+        high = min(2 * high, _LARGEST_NOISE)
+    low = high / 2
+    while high / low > 1 + _TOLERANCE:
+        middle = math.sqrt(low * high)
+        if cost(middle) > epsilon:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _too_small(bits: int, sites: int) -> Problem:
+    return Problem(
+        "LF3320",
+        f"a ring of {bits} bits has no room for shares of noise of {sites} sites",
+        remedy="more bits, or fewer sites",
+    )
