@@ -56,7 +56,7 @@ def plan_aggregation(
     Raises:
         TaskError: LF3401, the ring has no room for the cohort at the task's bounds; LF3403, the
             strategy needs single updates, and secure aggregation hides them; LF3404, there are
-            fewer sites than a sum needs; LF3405, there is no ML-KEM-768 here; LF3320, the
+            fewer sites than a sum needs; LF3405, there is no ML-KEM-768 here; LF3330, the
             strategy's site half does not go with shared noise.
     """
     require_plain_site(agreement, strategy.site)

@@ -121,11 +121,11 @@ def require_plain_site(agreement: Agreement, rule: SiteRule) -> None:
         rule: The strategy's site half.
 
     Raises:
-        TaskError: LF3320, it does.
+        TaskError: LF3330, it does.
     """
     if agreement.privacy.record.is_shared and type(rule) is not PlainSite:
         raise TaskError(
-            Problem("LF3320", f"strategy {agreement.strategy.name!r} changes what a site sends, "
+            Problem("LF3330", f"strategy {agreement.strategy.name!r} changes what a site sends, "
                     "and shared noise covers gradients as they are", key="strategy.name",
                     remedy="fedavg, or a server optimiser: flower with FedAvgM, FedAdam, ...")
         )  # fmt: skip

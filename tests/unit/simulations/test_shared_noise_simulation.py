@@ -63,7 +63,7 @@ def test_what_a_round_costs_is_in_each_ledger(tmp_path: Path) -> None:
         ("privacy.secure_aggregation.enabled=false", "LF1070"),
         ("privacy.record.sampling_rate=null", "LF1070"),
         ("privacy.record.honest=4", "LF1070"),
-        ("strategy.name=fedprox", "LF3320"),
+        ("strategy.name=fedprox", "LF3330"),
     ],
 )
 def test_what_a_share_does_not_cover_refuses_to_start(tmp_path: Path, word: str, code: str) -> None:
