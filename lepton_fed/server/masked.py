@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from lepton_fed.config.agreement import Agreement
@@ -59,6 +60,10 @@ __all__ = ["MaskedRounds", "PhaseTransport"]
 
 _MOST_ATTEMPTS = 3
 _SLOW_BYTES_PER_S = 1e6
+
+
+class _Accused(Exception):
+    """A sum has a site in it that others say sent them something false."""
 
 
 class PhaseTransport(Protocol):
@@ -171,10 +176,10 @@ class MaskedRounds:
         about = self._about(ask)
         groups = self._groups(about, cohort)
         pending = groups
-        for _ in range(_MOST_ATTEMPTS):
+        for left in reversed(range(_MOST_ATTEMPTS)):
             for group in pending:
                 self._begin(about, group)
-            self._bring(transport, about, groups, deadline, answered)
+            self._bring(transport, about, groups, deadline, answered, last=left == 0)
             pending = [group for group in groups if group.why and self._again(group)]
             if not pending:
                 break
@@ -250,16 +255,35 @@ class MaskedRounds:
 
     def _again(self, group: Group) -> bool:
         """Get a group ready for another attempt; return whether there can be one."""
+        believed = _believed(group)
         for site, accusers in group.accused.items():
             # One word against another: both are left out. Of two it is taken.
-            group.named |= {site} if len(accusers) > 1 else {site, *accusers}
+            group.named |= {site} if site in believed else {site, *accusers}
+        group.accused.clear()  # they are of this attempt's cohort alone
         left = tuple(name for name in group.names if name not in group.named)
         if group.stage == "reveal" or left == group.names:
             return False  # shares may be out, or nothing would be different
         if len(left) < max(self._least, group.threshold):
             return False
-        group.names, group.attempt = left, group.attempt + 1
+        # Of adverts alone nothing can come; and a process after this one begins with this attempt.
+        group.attempt += group.stage != "advertise"
+        group.names = left
         return True
+
+    def _survivors(self, group: Group, *, last: bool) -> Sized:
+        """Close the masked vectors, unless the sum is better made again.
+
+        Raises:
+            TooFew: They are fewer than the threshold.
+            _Accused: Two sites or more say that one in the sum sent them something false. Nothing
+                is revealed yet, so they can be in a sum themselves, without it. There are enough
+                for that: at least two come for one that goes.
+        """
+        survivors = group.open.close_masked()
+        accused = _believed(group).intersection(survivors)
+        if accused and not last:
+            raise _Accused(f"two sites or more accuse {', '.join(sorted(accused))}")
+        return survivors
 
     def _bring(
         self,
@@ -268,11 +292,13 @@ class MaskedRounds:
         groups: Sequence[Group],
         deadline: Deadline | None,
         answered: Callable[[str], None],
+        *,
+        last: bool,
     ) -> None:
         """Bring groups through their phases, all of them side by side."""
         self._advertise(transport, about, groups)
         self._share(transport, about, groups, deadline, answered)
-        self._mask(transport, about, groups)
+        self._mask(transport, about, groups, last=last)
         came = sum(len(group.open.survivors) for group in groups if not group.why)
         for group in _at(groups, "confirm"):
             if came < self._quorum:
@@ -350,7 +376,9 @@ class MaskedRounds:
         for group in waiting:
             self._close(about, group, group.open.close_envelopes, "mask")
 
-    def _mask(self, transport: PhaseTransport, about: _Round, groups: Sequence[Group]) -> None:
+    def _mask(
+        self, transport: PhaseTransport, about: _Round, groups: Sequence[Group], *, last: bool
+    ) -> None:
         """Add up the masked vectors."""
         waiting, asks = _at(groups, "mask"), {}
         for group in waiting:
@@ -365,7 +393,7 @@ class MaskedRounds:
                     raise FalseMessage(reply.site, "no masked vector")
                 group.open.add_masked(reply.site, reply.masked)
         for group in waiting:
-            self._close(about, group, group.open.close_masked, "confirm")
+            self._close(about, group, partial(self._survivors, group, last=last), "confirm")
 
     def _confirm(self, transport: PhaseTransport, about: _Round, groups: Sequence[Group]) -> None:
         """Have the survivors sign who is in the sum."""
@@ -467,8 +495,13 @@ class MaskedRounds:
                 yield reply, of[site]
                 continue
             self._refused(about, site, problem)
-            if reply.accused and site in of:
-                of[site].accused.setdefault(reply.accused, set()).add(site)
+            # Only in these does a site use what others made; what it says of others is its word.
+            if problem is reply.refusal and asks[site].phase in ("share", "mask"):
+                self._accuse(of[site], site, reply.accused)
+
+    def _accuse(self, group: Group, site: str, accused: str) -> None:
+        if accused in group.names and accused != site:
+            group.accused.setdefault(accused, set()).add(site)
 
     @contextmanager
     def _blamed(self, about: _Round, group: Group, site: str) -> Iterator[None]:
@@ -495,7 +528,7 @@ class MaskedRounds:
         """Close a phase, and go on to the next with who is left."""
         try:
             left = len(close())
-        except TooFew as error:
+        except (TooFew, _Accused) as error:
             self._fail(about, group, str(error))
             return
         # Of the last phase the threshold alone decides: the sum is as large as it is.
@@ -547,6 +580,11 @@ class MaskedRounds:
                     continue  # sites say again what they said, or that this lies behind
             found.append(group)
         return found
+
+
+def _believed(group: Group) -> set[str]:
+    """Return whom two sites or more accuse."""
+    return {site for site, accusers in group.accused.items() if len(accusers) > 1}
 
 
 def _at(groups: Iterable[Group], *stages: Phase) -> list[Group]:

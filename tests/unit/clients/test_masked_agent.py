@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_in_a_masked_run_no_update_leaves_as_it_is(run):
         assert reply.refusal.code == "LF4518"
         assert (reply.update, reply.counts, reply.epsilon) == (None, None, None)
     assert run.child.asked == []
-    assert [receipt.refusal for receipt in run.receipts()] == ["LF4518", "LF4518"]
+    assert [receipt.refusal for receipt in run.receipts()] == ["LF4518"], "said once, it is said"
     again = run.agent().asked(ask_for(run.agreement))
     assert again.refusal.code == "LF4518", "after a restart too"
 
@@ -261,3 +262,43 @@ def test_a_state_that_was_tampered_with_ends_in_a_code(run):
     reply = run.agent().phased(mask)
     assert (reply.refusal.code, reply.masked) == ("LF4517", None)
     assert str(run.conf.state) not in reply.refusal.what
+
+
+def test_what_leaves_again_leaves_no_second_receipt_and_is_the_same(run):
+    site = run.offered()
+    mask = run.share(site)
+    first = site.phased(mask)
+    for one in (site, site, run.agent()):
+        again = one.phased(mask)
+        assert again.masked[:].tobytes() == first.masked[:].tobytes()
+    assert [receipt.numbers["phase"] for receipt in run.receipts()] == [
+        "share, attempt 1", "mask, attempt 1"
+    ]  # fmt: skip
+
+
+def test_a_coordinator_that_asks_in_vain_fills_no_disk_and_gets_a_bare_code(run):
+    site = run.offered()
+    mask = run.share(site)
+    written = len(run.receipts())
+    for attempt in range(100, 150):
+        reply = site.phased(replace(mask, attempt=attempt))
+        assert reply.refusal.code == "LF4514"
+        assert ("at most 16 attempts" in reply.refusal.what) == (attempt < 132)
+    assert (reply.body, reply.masked, reply.accused) == (b"", None, "")
+    assert reply.refusal.what == "refused by the site"
+    assert len(run.receipts()) == written + 32
+    assert site.phased(mask).masked is not None, "an answer leaves, with its receipt"
+    assert run.receipts()[-1].vectors
+
+
+def test_a_site_that_starts_closes_what_was_left_open_long_ago(run):
+    run.share(run.offered())
+    folder = Path(run.conf.state) / "masked"
+    then = NOON.timestamp() - 8 * 24 * 3600
+    for path in folder.iterdir():
+        os.utime(path, (then, then))
+    site = run.agent()
+    (state,) = folder.iterdir()
+    assert json.loads(state.read_text())["member"]["closed"] == 1
+    reply = site.phased(run.asked("advertise", AdvertRequest(run.digest)))
+    assert "round 1 is closed" in reply.refusal.what
