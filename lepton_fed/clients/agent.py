@@ -18,7 +18,7 @@ from lepton_fed.clients.masked import MaskedSite
 from lepton_fed.clients.policy import filtered, judge, policy_digest, within_hours
 from lepton_fed.clients.receipts import Receipts, receipt_of, receipt_of_phase
 from lepton_fed.clients.training_child import TrainingChild
-from lepton_fed.clients.vault import FileVault, prune
+from lepton_fed.clients.vault import FileVault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.rules import task_problems
 from lepton_fed.config.schema import ClientConf
@@ -64,7 +64,7 @@ class Agent:
         now: Tells the local time.
 
     Raises:
-        LeptonError: The roster is malformed or not signed, or the state folder cannot be tidied up.
+        LeptonError: The roster is malformed or not signed.
     """
 
     def __init__(
@@ -85,8 +85,6 @@ class Agent:
         self._now = now
         state = Path(conf.state)
         self._pinned()  # what is wrong with it is said before the first contact
-        self._masked = state / "masked"
-        prune(self._masked, now().timestamp())
         self._receipts = Receipts(state / "receipts")
         self._agreements = state / "agreements"
         self._bundles = BundleStore(state / "bundles", coordinator, conf.policy)
@@ -207,7 +205,7 @@ class Agent:
             raise Refused(Problem("LF4518", "this run was agreed to without secure aggregation"))
         roster = self._pinned().current
         self._check_member(roster)
-        vault = FileVault(self._masked, agreement.digest)
+        vault = FileVault(Path(conf.state) / "masked", agreement.digest)
         vault.prune(self._now().timestamp())
         site = MaskedSite(
             conf.name,

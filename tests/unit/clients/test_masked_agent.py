@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lepton_fed.clients import supervisor
 from lepton_fed.clients.agent import Agent
 from lepton_fed.clients.receipts import Receipts
 from lepton_fed.config.schema import AggregationFloor, Privacy, PrivacyFloor, SecureAggregation
@@ -291,14 +293,22 @@ def test_a_coordinator_that_asks_in_vain_fills_no_disk_and_gets_a_bare_code(run)
     assert run.receipts()[-1].vectors
 
 
-def test_a_site_that_starts_closes_what_was_left_open_long_ago(run):
-    run.share(run.offered())
+def test_what_was_left_open_long_ago_is_closed_when_a_site_starts_and_when_it_is_asked(run):
+    site = run.offered()
+    run.share(site)
     folder = Path(run.conf.state) / "masked"
-    then = NOON.timestamp() - 8 * 24 * 3600
-    for path in folder.iterdir():
-        os.utime(path, (then, then))
-    site = run.agent()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def put_back(now):
+        for path, content in before.items():
+            path.write_bytes(content)
+            os.utime(path, (now - 8 * 24 * 3600,) * 2)
+
+    put_back(time.time())
+    supervisor._sweep(Path(run.conf.state))
     (state,) = folder.iterdir()
     assert json.loads(state.read_text())["member"]["closed"] == 1
+    put_back(NOON.timestamp())
     reply = site.phased(run.asked("advertise", AdvertRequest(run.digest)))
     assert "round 1 is closed" in reply.refusal.what
+    assert list(folder.iterdir()) == [state]
