@@ -214,6 +214,7 @@ def test_a_process_killed_while_it_prunes_leaves_no_vector_that_the_site_forgot(
 
     one = begun(tmp_path, 1)
     aged(tmp_path, 8)
+    os.utime(paths(tmp_path)[".safetensors"], (NOW - 6 * DAY,) * 2)  # it trained for long
     with monkeypatch.context() as patch:
         patch.setattr(vault_module, "write_atomic", killed)
         with pytest.raises(KeyboardInterrupt):

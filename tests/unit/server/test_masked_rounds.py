@@ -451,8 +451,6 @@ def test_only_who_was_asked_accuses_once_and_of_what_it_was_sent(tmp_path: Path)
                 "b": [reply],
             }
             return said.get(name, [reply])
-        if asked.phase == "confirm" and name == "d":
-            return [replace(accused, site="d")]  # all that it was sent is the coordinator's word
         return [reply]
 
     line = Line(world, fault)
@@ -460,6 +458,15 @@ def test_only_who_was_asked_accuses_once_and_of_what_it_was_sent(tmp_path: Path)
     assert group.names == tuple("abdef")
     world.require_sum(group)
     assert {asked.attempt for _, asked in line.asked} == {1}
+
+
+def test_on_the_coordinators_own_word_nobody_accuses_another(tmp_path: Path) -> None:
+    """What a site confirms or opens is said by the coordinator alone."""
+    world = MaskedWorld(tmp_path, tuple("abcdef"))
+    accusers = accusing("de", "b", "confirm")
+    (group,) = world.sums(Line(world, both(accusers, failing({("a", "confirm"): garbled(b"{}")}))))
+    assert group.names == tuple("bcdef")
+    world.require_sum(group)
 
 
 def test_who_accuses_itself_or_one_that_is_not_in_the_cohort_accuses_nobody(
