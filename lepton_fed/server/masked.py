@@ -58,6 +58,7 @@ from lepton_fed.server.groups import Group, GroupFiles, GroupSum
 __all__ = ["MaskedRounds", "PhaseTransport"]
 
 _MOST_ATTEMPTS = 3
+_NO_REPLY = "LF5306"
 _SLOW_BYTES_PER_S = 1e6
 
 
@@ -163,7 +164,7 @@ class MaskedRounds:
             ask: What is asked of each.
             cohort: Names of the sites.
             deadline: Tells when a site that trains is given up; None waits.
-            answered: Told of each site that has trained.
+            answered: Told of each site that has trained, or was waited for in vain.
 
         Returns:
             Those that could be opened; none when they are of fewer sites than the quorum.
@@ -175,7 +176,12 @@ class MaskedRounds:
             for group in pending:
                 self._begin(about, group)
             self._bring(transport, about, groups, deadline, answered)
-            pending = [group for group in groups if group.why and self._again(group)]
+            before, about = about, self._about(ask)
+            failed = [group for group in groups if group.why]
+            if before.roster != about.roster:
+                pending = [group for group in failed if self._under(about, group)]
+            else:
+                pending = [group for group in failed if self._again(group)]
             if not pending:
                 break
         return [group.sum for group in groups if group.sum is not None]
@@ -261,6 +267,17 @@ class MaskedRounds:
         group.names, group.attempt = left, group.attempt + 1
         return True
 
+    def _under(self, about: _Round, group: Group) -> bool:
+        """Get a group ready for an attempt under another roster; return whether there can be one.
+
+        Nobody has to be left out: what one site said of another was of the roster before.
+        """
+        if group.stage == "reveal":
+            return False  # shares may be out
+        group.names = tuple(name for name in group.names if name in about.keys)
+        group.attempt += 1
+        return len(group.names) >= max(self._least, group.threshold)
+
     def _bring(
         self,
         transport: PhaseTransport,
@@ -341,7 +358,8 @@ class MaskedRounds:
             request = ShareRequest(about.roster, progress.adverts, progress.threshold)
             asked = self._asked("share", group, packed_body(request), about, with_model=True)
             asks |= dict.fromkeys(group.names, asked)
-        for reply, group in self._ask(transport, about, waiting, asks, deadline):
+        replies = self._ask(transport, about, waiting, asks, deadline, late=answered)
+        for reply, group in replies:
             with self._blamed(about, group, reply.site):
                 made = read_body(ShareReply, reply.body).envelopes
                 envelopes = [Envelope.parse(envelope) for envelope in made]
@@ -450,6 +468,7 @@ class MaskedRounds:
         asks: Mapping[str, PhaseAsk],
         deadline: Deadline | None,
         answer_bytes: int = 0,
+        late: Callable[[str], None] = lambda site: None,
     ) -> Iterator[tuple[PhaseReply, Group]]:
         """Ask, and yield the replies that are of use, each with its site's group."""
         if not asks:
@@ -467,6 +486,8 @@ class MaskedRounds:
                 yield reply, of[site]
                 continue
             self._refused(about, site, problem)
+            if problem.code == _NO_REPLY and site in asks:
+                late(site)
             if reply.accused and site in of:
                 of[site].accused.setdefault(reply.accused, set()).add(site)
 
@@ -535,13 +556,14 @@ class MaskedRounds:
     def _saved(self, about: _Round) -> list[Group]:
         """Return the groups as another process left them; none when it had not begun."""
         found = []
-        for group, progress, total, roster in GroupFiles(self._folder.masked).load(about.serial):
-            if roster != about.roster:  # nothing of it is signed for the roster of now
+        for saved in GroupFiles(self._folder.masked).load(about.serial):
+            group = saved.group
+            if saved.roster != about.roster:  # nothing of it is signed for the roster of now
                 group.attempt += 1
             else:
                 collector = self._collector(about, group)
                 try:
-                    collector.resume(progress, total)
+                    collector.resume(saved.progress, saved.envelopes.items(), saved.total)
                     group.collector = collector
                 except ValueError:
                     continue  # sites say again what they said, or that this lies behind
