@@ -5,18 +5,21 @@ The coordinator goes by the new one at once; each site when its owner has accept
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from lepton_fed.core.exchange import PhaseAsk, PhaseReply
+from lepton_fed.core.exchange import Offer, OfferReply, PhaseAsk, PhaseReply
 from lepton_fed.core.pace import Deadline
+from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PrivateKey
 from lepton_fed.runs.events import EventLog
+from lepton_fed.server.federation import Federation, RosterChange
 from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.masked import MaskedRounds
+from lepton_fed.server.rounds import Late
 from tests.unit.server.masked_world import SHAPE, Line, MaskedWorld
 
 BEFORE_REVEAL = ("advertise", "share", "mask", "confirm")
@@ -31,11 +34,13 @@ class ChangingLine(Line):
         change: How it changes; empty for not.
         before: The phase.
         accept: Whether all sites accept it at once.
+        after: Called then.
     """
 
     change: str = ""
     before: str = ""
     accept: bool = False
+    after: Callable[[], None] = lambda: None
     done: bool = field(default=False, init=False)
 
     def phase(
@@ -47,6 +52,7 @@ class ChangingLine(Line):
         if not self.done and next(iter(asks.values())).phase == self.before:
             self.done = True
             changed(self.world, self.change)
+            self.after()
             if self.accept:
                 self.world.pin()
         return super().phase(asks, deadline, answer_bytes)
@@ -173,3 +179,76 @@ def test_with_too_few_left_on_the_new_roster_no_other_attempt_is_made(
     assert run.round(1, line) == []
     assert {asked.attempt for _, asked in line.asked} == {1}
     run.log.close()
+
+
+@dataclass
+class OfferingLine(ChangingLine):
+    """A line on which sites are offered the run; an owner who has not looked keeps theirs out."""
+
+    looked: set[str] = field(default_factory=set)
+    offered: list[str] = field(default_factory=list)
+    said: list[OfferReply] = field(default_factory=list)
+
+    def sites(self) -> list[str]:
+        return list(left(self.world))
+
+    def offer(self, offers: Mapping[str, Offer], limit_s: float) -> None:
+        for name, offer in offers.items():
+            self.offered.append(name)
+            if offer.roster != b"1" and name not in self.looked:
+                problem = Problem("LF4512", "the roster has changed", where=name)
+                self.said.append(OfferReply(name, refusal=problem))
+                continue
+            self.world.pin(name)
+            self.said.append(OfferReply(name, self.world.agreement.digest))
+
+    def offer_replies(self) -> list[OfferReply]:
+        said, self.said = self.said, []
+        return said
+
+    def take_late(self) -> list[Late]:
+        return []
+
+
+@pytest.mark.parametrize("before", ["share", "reveal"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_all_sites_are_offered_the_run_again_and_take_part_once_their_owners_have_looked(
+    world: MaskedWorld, run: Run, change: str, before: str
+) -> None:
+    line = OfferingLine(world, looked=set("abde"))
+    nap: list[float] = []
+
+    def wait(seconds: float) -> None:
+        nap.append(seconds)
+        world.now += seconds
+
+    sites = Federation(line, world.agreement, b"1", world.names, 3, 60.0, run.log,
+                       wait, lambda: world.now)  # fmt: skip
+    sites.gather()
+    assert line.offered == list("abcde")
+
+    def round_of(number: int) -> tuple[str, ...]:
+        cohort = list(sites.sites())
+        for group in run.masked.sums(sites, world.ask(number), cohort, None, lambda _: None):
+            world.require_sum(group, world.ask(number))
+            return group.names
+        return ()
+
+    def renew() -> None:
+        names = tuple(world.roster)
+        sites.renew(RosterChange(b"2", 2, names, **{change: ("f" if change == "added" else "e",)}))
+
+    line.change, line.before = change, before
+    line.after = renew
+    first = round_of(1)
+    # Who has another identity now cannot go on with an attempt of the one before.
+    assert set(first) >= set("abcd")
+    line.offered.clear()
+    known = [name for name in left(world) if name != "c"]
+    assert list(round_of(2)) == known
+    assert sorted(line.offered) == list(left(world))
+    line.looked.add("c")
+    world.now += 60
+    assert round_of(3) == left(world)
+    assert [event["site"] for event in world.events("site.refused")] == ["c"]
+    assert "LF4515" not in {code for _, code in world.refusals()}
