@@ -59,6 +59,7 @@ from lepton_fed.server.groups import Group, GroupFiles, GroupSum
 __all__ = ["MaskedRounds", "PhaseTransport"]
 
 _MOST_ATTEMPTS = 3
+_NO_REPLY = "LF5306"
 _SLOW_BYTES_PER_S = 1e6
 
 
@@ -168,7 +169,7 @@ class MaskedRounds:
             ask: What is asked of each.
             cohort: Names of the sites.
             deadline: Tells when a site that trains is given up; None waits.
-            answered: Told of each site that has trained.
+            answered: Told of each site that has trained, or was waited for in vain.
 
         Returns:
             Those that could be opened; none when they are of fewer sites than the quorum.
@@ -180,7 +181,12 @@ class MaskedRounds:
             for group in pending:
                 self._begin(about, group)
             self._bring(transport, about, groups, deadline, answered, last=left == 0)
-            pending = [group for group in groups if group.why and self._again(group)]
+            before, about = about, self._about(ask)
+            failed = [group for group in groups if group.why]
+            if before.roster != about.roster:
+                pending = [group for group in failed if group.under(about.keys, self._least)]
+            else:
+                pending = [group for group in failed if group.again(self._least)]
             if not pending:
                 break
         return [group.sum for group in groups if group.sum is not None]
@@ -253,23 +259,6 @@ class MaskedRounds:
             subject=about.subject,
         )
 
-    def _again(self, group: Group) -> bool:
-        """Get a group ready for another attempt; return whether there can be one."""
-        believed = _believed(group)
-        for site, accusers in group.accused.items():
-            # One word against another: both are left out. Of two it is taken.
-            group.named |= {site} if site in believed else {site, *accusers}
-        group.accused.clear()  # they are of this attempt's cohort alone
-        left = tuple(name for name in group.names if name not in group.named)
-        if group.stage == "reveal" or left == group.names:
-            return False  # shares may be out, or nothing would be different
-        if len(left) < max(self._least, group.threshold):
-            return False
-        # Of adverts alone nothing can come; and a process after this one begins with this attempt.
-        group.attempt += group.stage != "advertise"
-        group.names = left
-        return True
-
     def _survivors(self, group: Group, *, last: bool) -> Sized:
         """Close the masked vectors, unless the sum is better made again.
 
@@ -280,7 +269,7 @@ class MaskedRounds:
                 for that: at least two come for one that goes.
         """
         survivors = group.open.close_masked()
-        accused = _believed(group).intersection(survivors)
+        accused = group.believed.intersection(survivors)
         if accused and not last:
             raise _Accused(f"two sites or more accuse {', '.join(sorted(accused))}")
         return survivors
@@ -367,7 +356,8 @@ class MaskedRounds:
             request = ShareRequest(about.roster, progress.adverts, progress.threshold)
             asked = self._asked("share", group, packed_body(request), about, with_model=True)
             asks |= dict.fromkeys(group.names, asked)
-        for reply, group in self._ask(transport, about, waiting, asks, deadline):
+        replies = self._ask(transport, about, waiting, asks, deadline, late=answered)
+        for reply, group in replies:
             with self._blamed(about, group, reply.site):
                 made = read_body(ShareReply, reply.body).envelopes
                 envelopes = [Envelope.parse(envelope) for envelope in made]
@@ -478,6 +468,7 @@ class MaskedRounds:
         asks: Mapping[str, PhaseAsk],
         deadline: Deadline | None,
         answer_bytes: int = 0,
+        late: Callable[[str], None] = lambda site: None,
     ) -> Iterator[tuple[PhaseReply, Group]]:
         """Ask, and yield the replies that are of use, each with its site's group."""
         if not asks:
@@ -495,13 +486,11 @@ class MaskedRounds:
                 yield reply, of[site]
                 continue
             self._refused(about, site, problem)
+            if problem.code == _NO_REPLY and site in asks:
+                late(site)
             # Only in these does a site use what others made; what it says of others is its word.
             if problem is reply.refusal and asks[site].phase in ("share", "mask"):
-                self._accuse(of[site], site, reply.accused)
-
-    def _accuse(self, group: Group, site: str, accused: str) -> None:
-        if accused in group.names and accused != site:
-            group.accused.setdefault(accused, set()).add(site)
+                of[site].accuse(reply.accused, by=site)
 
     @contextmanager
     def _blamed(self, about: _Round, group: Group, site: str) -> Iterator[None]:
@@ -568,23 +557,19 @@ class MaskedRounds:
     def _saved(self, about: _Round) -> list[Group]:
         """Return the groups as another process left them; none when it had not begun."""
         found = []
-        for group, progress, total, roster in GroupFiles(self._folder.masked).load(about.serial):
-            if roster != about.roster:  # nothing of it is signed for the roster of now
+        for saved in GroupFiles(self._folder.masked).load(about.serial):
+            group = saved.group
+            if saved.roster != about.roster:  # nothing of it is signed for the roster of now
                 group.attempt += 1
             else:
                 collector = self._collector(about, group)
                 try:
-                    collector.resume(progress, total)
+                    collector.resume(saved.progress, saved.envelopes.items(), saved.total)
                     group.collector = collector
                 except ValueError:
                     continue  # sites say again what they said, or that this lies behind
             found.append(group)
         return found
-
-
-def _believed(group: Group) -> set[str]:
-    """Return whom two sites or more accuse."""
-    return {site for site, accusers in group.accused.items() if len(accusers) > 1}
 
 
 def _at(groups: Iterable[Group], *stages: Phase) -> list[Group]:
