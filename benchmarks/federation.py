@@ -1,7 +1,7 @@
 """What a round costs beyond training, next to stock Flower, and the memory of the coordinator.
 
-Run it as `python -m benchmarks.federation`, with `--overhead`, `--masked` or `--memory` for one of
-the three.
+Run it as `python -m benchmarks.federation`, with `--overhead`, `--masked`, `--memory` or `--memory
+--masked` for one of the four.
 """
 
 from __future__ import annotations
@@ -81,11 +81,19 @@ def federation(setting: Setting, *, stand_ins: bool = False) -> Iterator[Callabl
 
 
 def measure(
-    sites: int, floats: int, rounds: int, *, database: bool = True, stand_ins: bool = True
+    sites: int,
+    floats: int,
+    rounds: int,
+    *,
+    database: bool = True,
+    stand_ins: bool = True,
+    masked: bool = False,
 ) -> Measured:
     """Run rounds one after another and return what the coordinator measured."""
     with tempfile.TemporaryDirectory() as folder:
-        setting = Setting(folder, _free_ports(sites + 1), sites, floats, rounds, database)
+        setting = Setting(
+            folder, _free_ports(sites + 1), sites, floats, rounds, database, masked=masked
+        )
         make_keys(setting)
         with _logs_shown(setting), federation(setting, stand_ins=stand_ins) as measured:
             return measured()
@@ -173,21 +181,27 @@ def masked(rounds: int) -> None:
           f"{_cell(columns[1])}; load {os.getloadavg()[0]:.1f}")  # fmt: skip
 
 
-def memory() -> None:
+def memory(*, masked: bool = False, megabytes: int = 100) -> None:
     """Print a table: largest resident memory of the coordinator."""
+    unit, rows = "models", [(1, 3, 3), (megabytes, 3, 3), (megabytes, 30, 2), (1000, 3, 1)]
+    if masked:  # a sum has as many words of 32 bits as the model has numbers
+        unit, rows = "ring vectors", [(1, 3, 3), (1, 30, 1), (megabytes, 3, 1), (megabytes, 30, 1)]
     print("stand-ins for sites, SQLite; largest resident memory of the coordinator, and how many")
-    print("models it is above that with the model of 1 MB")
-    print(f"{'model':>8} {'sites':>6} {'rounds':>7} {'s/round':>8} {'MiB':>7} {'models':>7}")
-    base, over = 0, []
-    for megabytes, sites, rounds in ((1, 3, 3), (100, 3, 3), (100, 30, 2), (1000, 3, 1)):
-        found = measure(sites, megabytes * FLOATS_OF_A_MB, rounds)
-        base = base or found.peak_kib
-        over.append((found.peak_kib - base) * 1024 / (megabytes * 1e6))
-        print(f"{megabytes:>5} MB {sites:>6} {rounds:>7} {statistics.median(found.rounds_s):>8.1f} "
-              f"{found.peak_kib // 1024:>7} {over[-1]:>7.2f}", flush=True)  # fmt: skip
-    _, few, many, largest = over
+    print(f"{unit} it is above that with the model of 1 MB and as many sites, where there is one")
+    print(f"{'model':>8} {'sites':>6} {'rounds':>7} {'s/round':>8} {'MiB':>7} {unit:>12}")
+    base: dict[int, int] = {}
+    over: list[float] = []
+    for size, sites, rounds in rows:
+        found = measure(sites, size * FLOATS_OF_A_MB, rounds, masked=masked)
+        peak = found.peak_kib
+        over.append((peak - base.get(sites, base.get(3, peak))) * 1024 / (size * 1e6))
+        if size == 1:
+            base[sites], over[-1] = peak, 0.0
+        print(f"{size:>5} MB {sites:>6} {rounds:>7} {statistics.median(found.rounds_s):>8.1f} "
+              f"{peak // 1024:>7} {over[-1]:>12.2f}", flush=True)  # fmt: skip
+    few, many = (over[2], over[3]) if masked else (over[1], over[2])
     apart = abs(many - few) / few
-    print(f"at most {MODELS:.0f} models: {_held(max(few, many, largest) <= MODELS)}; "
+    print(f"at most {MODELS:.0f} {unit}: {_held(max(over) <= MODELS)}; "
           f"30 sites against 3: {many / few:.2f}, {_held(apart <= APART)}")  # fmt: skip
 
 
@@ -209,17 +223,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--overhead", action="store_true", help="only the overhead of a round")
     parser.add_argument("--masked", action="store_true", help="only a round of masked updates")
-    parser.add_argument("--memory", action="store_true", help="only the coordinator's memory")
+    parser.add_argument("--memory", action="store_true", help="only the coordinator's memory; "
+                        "with --masked, that of masked updates")  # fmt: skip
+    parser.add_argument("--megabytes", type=int, default=100, help="size of the large model in "
+                        "--memory, in MB (default: 100)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=8, help="rounds that count (default: 8)")
     wanted = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the parties too
     every = not (wanted.overhead or wanted.masked or wanted.memory)
     if wanted.overhead or every:
         overhead(wanted.rounds)
-    if wanted.masked or every:
+    if (wanted.masked and not wanted.memory) or every:
         masked(wanted.rounds)
     if wanted.memory or every:
-        memory()
+        memory(masked=wanted.masked, megabytes=wanted.megabytes)
+    if every:
+        memory(masked=True, megabytes=wanted.megabytes)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ Each is a process of its own, so that its memory and its processor time are its 
 is the real SuperLink, transport and round loop. A site is the real SuperNode and the real worker
 with an agent that trains nothing: its update differs by site and round, since equal bytes would
 not be sent again. Stand-ins speak the Fleet API themselves, as a SuperNode does, for many nodes
-with a key each, a few at a time, and make their updates chunk by chunk: thirty SuperNodes that hold
-100 MB each, several times over, do not fit into a small machine.
+with a key each, a few at a time: thirty SuperNodes that hold 100 MB each, several times over, do
+not fit into a small machine.
 """
 
 from __future__ import annotations
@@ -19,26 +19,13 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.idle import Idle
 from benchmarks.setting import Measured, Setting
 from benchmarks.turns import Waiting
-from lepton_fed.clients.masked import MaskedSite
-from lepton_fed.clients.vault import FileVault
-from lepton_fed.config.schema import AggregationFloor, Rounds
-from lepton_fed.core.exchange import (
-    Ask,
-    Offer,
-    OfferReply,
-    PhaseAsk,
-    PhaseReply,
-    PushReply,
-    PushStep,
-    Reply,
-    Update,
-)
+from lepton_fed.config.schema import Rounds
 from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Pace
 from lepton_fed.flower.superlink import SuperLink
@@ -52,7 +39,6 @@ from lepton_fed.runs.folder import RunFolder
 from lepton_fed.server.intake import shape_of
 from lepton_fed.server.masked import MaskedRounds
 from lepton_fed.server.rounds import Coordinator
-from lepton_fed.strategies.base import DELTA
 from lepton_fed.strategies.fedavg import fedavg
 
 _IDLE_S = 10.0
@@ -145,51 +131,6 @@ def _idle() -> float:
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-class Idle:
-    """Answers every ask at once with an update of its own.
-
-    Args:
-        setting: The federation.
-        name: Name of the site.
-    """
-
-    def __init__(self, setting: Setting, name: str) -> None:
-        self._number = setting.names.index(name)
-        agreement = setting.agreement
-        self._masked = MaskedSite(
-            name,
-            load_private_key(setting.key(f"{name}.pem")),
-            {other: load_public_key(setting.key(f"{other}.pub")) for other in setting.names},
-            agreement,
-            shape_of(fedavg(), setting.layout, MetricsPlan.of(agreement.task)),
-            AggregationFloor(rounds_per_hour=sys.maxsize),
-            FileVault(Path(setting.folder) / name / "masked", agreement.digest),
-            self.asked,
-        )
-        self._update: np.ndarray[Any, Any] | None = None
-
-    def asked(self, ask: Ask) -> Reply:
-        """Return an update that no other site sends, and not this one in another round."""
-        size = ask.vectors["model"].size
-        if self._update is None:
-            generator = np.random.default_rng(self._number)
-            self._update = 1e-3 * generator.standard_normal(size, dtype=np.float32)
-        delta = self._update * np.float32(1 + ask.round_number / 1024)
-        return Reply("", update=Update(ask.layout, {DELTA: delta}, 1.0))
-
-    def offered(self, offer: Offer) -> OfferReply:
-        """Agree to nothing: there is no offer in this benchmark."""
-        raise NotImplementedError
-
-    def phased(self, asked: PhaseAsk) -> PhaseReply:
-        """Mask the update."""
-        return self._masked.take(asked)
-
-    def pushed(self, step: PushStep) -> PushReply:
-        """Take nothing."""
-        raise NotImplementedError
 
 
 def take_part(setting: Setting, name: str) -> None:

@@ -1,8 +1,8 @@
 """Many sites in one process, which speak Flower's Fleet API over TLS as SuperNodes do.
 
-Every node has a key of its own, takes its ask with all parts of it, and answers with an update that
-is made chunk by chunk as it is sent, so that this process stays small however many and however
-large they are. A few are at work at a time.
+Every node has a key of its own and takes its ask with all parts of it. It answers with an update
+that is made chunk by chunk as it is sent, so that this process stays small however many and however
+large they are; or, in secure aggregation, as a real site does. A few are at work at a time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from typing import cast
 
 import httpx
 import numpy as np
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
 from flwr.proto.message_pb2 import (
@@ -34,16 +36,19 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from benchmarks.idle import Idle
 from benchmarks.setting import Setting
 from lepton_fed.core.exchange import Reply, Update
 from lepton_fed.flower import compat
 from lepton_fed.flower.parcels import FiledArray
 from lepton_fed.flower.records import reply_to_record
 from lepton_fed.flower.seal import COORDINATOR, Sealing
-from lepton_fed.identity.keys import load_private_key
+from lepton_fed.flower.worker import site_app
+from lepton_fed.identity.keys import load_private_key, load_public_key
 from lepton_fed.identity.node_key import load_node_key
 from lepton_fed.strategies.base import DELTA
 
@@ -99,6 +104,10 @@ class _Site:
             str(setting.key("tls/ca.crt")),
             interceptors=[NodeAuthHttpInterceptor(key, key.public_key())],
         )
+        self._app: ClientApp | None = None
+        if setting.masked:
+            coordinator = load_public_key(setting.key("coordinator.pub"))
+            self._app = site_app(Idle(setting, name), name, self._identity, coordinator)
         public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         request = ActivateNodeRequest(public_key=public, heartbeat_interval=_PATIENCE_S)
         self._node = Node(node_id=self._activated(request))
@@ -120,36 +129,46 @@ class _Site:
         if not found.messages_list:
             return False
         ask, tree = message_from_proto(found.messages_list[0]), found.message_object_trees[0]
-        told: dict[str, object] = {}
-        for part in self._parts(ask, tree):
-            if compat.opened(part)[0] == "ConfigRecord":
-                told.update(compat.small_record(part))
+        reply = self._masked(self._app, ask, tree) if self._app else self._plain(ask, tree)
         self._client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self._node, run_id=ask.metadata.run_id, message_object_id=tree.object_id
             )
         )
-        self._answer(ask, str(told["nonce"]), str(told["layout"]), int(str(told["round"])))
+        self._send(reply)
         return True
 
-    def _parts(self, ask: Message, tree: ObjectTree) -> Iterator[bytes]:
+    def _parts(self, ask: Message, tree: ObjectTree) -> Iterator[tuple[str, bytes]]:
         for node in iterate_object_tree(tree):
             request = PullObjectRequest(
                 node=self._node, run_id=ask.metadata.run_id, object_id=node.object_id
             )
             while not (found := self._client.PullObject(request)).object_available:
                 pass
-            yield found.object_content
+            yield node.object_id, found.object_content
 
-    def _answer(self, ask: Message, nonce: str, layout: str, number: int) -> None:
-        small = Update(layout, {DELTA: np.zeros(1, np.float32)}, 1.0)
+    def _masked(self, app: ClientApp, ask: Message, tree: ObjectTree) -> Message:
+        """Answer as a site does that has all of an ask and of its answer in memory."""
+        whole = inflate_object_from_contents(tree.object_id, dict(self._parts(ask, tree)))
+        asked = compat.with_content(ask, cast("Message", whole).content)
+        return app(asked, Context(1, 1, {}, RecordDict(), {}))
+
+    def _plain(self, ask: Message, tree: ObjectTree) -> Message:
+        """Answer with an update that is not made yet."""
+        told: dict[str, object] = {}
+        for _, part in self._parts(ask, tree):
+            if compat.opened(part)[0] == "ConfigRecord":
+                told.update(compat.small_record(part))
+        small = Update(str(told["layout"]), {DELTA: np.zeros(1, np.float32)}, 1.0)
         record = reply_to_record(Reply("", update=small))
         arrays = ArrayRecord()
-        seed = (self._setting.names.index(self._name), number)
+        seed = (self._setting.names.index(self._name), int(str(told["round"])))
         arrays[DELTA] = _Generated(seed, self._setting.floats, self._setting)
         record = RecordDict({"head": record["head"], "vectors": arrays})
-        sealing = Sealing("train reply", self._name, COORDINATOR, nonce)
-        reply = Message(sealing.seal(record, self._identity), reply_to=ask)
+        sealing = Sealing("train reply", self._name, COORDINATOR, str(told["nonce"]))
+        return Message(sealing.seal(record, self._identity), reply_to=ask)
+
+    def _send(self, reply: Message) -> None:
         with no_object_id_recompute():
             compat.set_message_id(reply, reply.object_id)
             parts, tree = get_all_nested_objects(reply), get_object_tree(reply)
@@ -164,7 +183,7 @@ class _Site:
         for part in pushed.objects_to_push:
             request = PushObjectRequest(
                 node=self._node,
-                run_id=ask.metadata.run_id,
+                run_id=reply.metadata.run_id,
                 session_id=pushed.session_id,
                 object_id=part,
                 object_content=parts[part].deflate(),

@@ -121,10 +121,12 @@ class Agent:
             reply = Reply(self._conf.name, refusal=_public(error.problems))
         reply = filtered(self._conf.policy, reply)
         try:
-            self._receive(reply, ask)
+            recorded = self._receive(reply, ask)
         except LeptonError as error:  # without a receipt nothing leaves
             _tell(self._about(ask), error.problems)
             return Reply(self._conf.name, refusal=_public(error.problems))
+        if not recorded and reply.refusal is not None:
+            return Reply(self._conf.name, refusal=_bare(reply.refusal))
         return reply
 
     def phased(self, asked: PhaseAsk) -> PhaseReply:
@@ -138,10 +140,12 @@ class Agent:
             _tell(self._about(asked.ask), error.problems)
             reply = PhaseReply(self._conf.name, refusal=_public(error.problems))
         try:
-            self._receive_phase(reply, asked)
+            recorded = self._receive_phase(reply, asked)
         except LeptonError as error:  # without a receipt nothing leaves
             _tell(self._about(asked.ask), error.problems)
             return PhaseReply(self._conf.name, refusal=_public(error.problems))
+        if not recorded and reply.refusal is not None:
+            return PhaseReply(self._conf.name, refusal=_bare(reply.refusal))
         return reply
 
     def pushed(self, step: PushStep) -> PushReply:
@@ -202,7 +206,7 @@ class Agent:
         roster = self._pinned().current
         self._check_member(roster)
         vault = FileVault(Path(conf.state) / "masked", agreement.digest)
-        vault.prune()
+        vault.prune(self._now().timestamp())
         site = MaskedSite(
             conf.name,
             self._key,
@@ -255,21 +259,24 @@ class Agent:
         run = agreement.run if agreement else "an unknown run"
         return f"round {ask.round_number} of {legible(run, 80)}"
 
-    def _receive(self, reply: Reply, ask: Ask) -> None:
+    def _receive(self, reply: Reply, ask: Ask) -> bool:
+        """Return whether a receipt says what leaves; if not, a refusal's code may leave alone."""
         about = self._receipt_about(ask)
-        if about is not None:
-            self._receipts.write(receipt_of(reply, ask, about))
+        if about is None:
+            return True  # a sentence about the coordinator's own mistake, and nothing else
+        return self._receipts.write(receipt_of(reply, ask, about)) is not None
 
-    def _receive_phase(self, reply: PhaseReply, asked: PhaseAsk) -> None:
+    def _receive_phase(self, reply: PhaseReply, asked: PhaseAsk) -> bool:
         about = self._receipt_about(asked.ask)
         # An advert is made of fresh random numbers: nothing of the site's has left with it.
-        if about is not None and (asked.phase != "advertise" or reply.refusal):
-            self._receipts.write(receipt_of_phase(reply, asked, about))
+        if about is None or (asked.phase == "advertise" and reply.refusal is None):
+            return True
+        return self._receipts.write(receipt_of_phase(reply, asked, about)) is not None
 
     def _receipt_about(self, ask: Ask) -> dict[str, str] | None:
         agreement = self._agreed.get(ask.agreement)
         if agreement is None:
-            return None  # a code left and nothing else; a stranger's asks shall not fill the folder
+            return None  # a stranger's asks shall not fill the folder
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "site": self._conf.name,
@@ -310,7 +317,12 @@ def _public(problems: Sequence[Problem]) -> Problem:
     for prefix, what in _KINDS:
         if code.startswith(prefix):
             return Problem(code, what)
-    return Problem(code, "refused by the site")
+    return _bare(problems[0])
+
+
+def _bare(problem: Problem) -> Problem:
+    """Return a refusal that says nothing but its code."""
+    return Problem(problem.code, "refused by the site")
 
 
 # Their sentences name the coordinator's own words and the owner's bounds, nothing of the data.

@@ -140,6 +140,7 @@ class MaskedSite:
         if handler is None:
             raise Refused(Problem("LF4514", "secure aggregation has no such phase"))
         now = self._vault.recall()
+        self._clear_closed(now)
         self._require_newest(now)
         member = Member(self._name, self._identity, self._roster, self._rules, now.member)
         try:
@@ -167,6 +168,8 @@ class MaskedSite:
                                f"{self._agreement.cohort} were agreed to")  # fmt: skip
         adverts = [Advert.parse(advert) for advert in request.adverts]
         begun = self._begun(now, about.serial)
+        if now.member.round_number == about.serial > now.member.closed:
+            self._stored(about)  # trained anew, one round would have two vectors of this site
         envelopes = member.share(about.context, adverts, request.threshold, about.digest)
         self._make_vector(about)
         self._keep(member, Remembered(begun=begun))
@@ -181,9 +184,7 @@ class MaskedSite:
     def _mask(self, asked: PhaseAsk, about: _Round, member: Member, now: Remembered) -> PhaseReply:
         request = read_body(MaskRequest, asked.body)
         self._require_roster(request.roster)
-        stored = self._vault.stored()
-        if stored is None or stored.serial != about.serial:
-            raise Refused(Problem("LF4517", "the stored vector of this round is gone"))
+        stored = self._stored(about)
         envelopes = [Envelope.parse(envelope) for envelope in request.envelopes]
         keys = member.mask(about.context, envelopes, request.senders)
         words = self._vault.words()
@@ -231,10 +232,9 @@ class MaskedSite:
             advert = member.advertise(self._next(asked).context).wire()
         self._keep(member, now)
         self._vault.clear()
-        signed = sorted({confirmation.name for confirmation in confirmations})
         notes = {
             "sum of": ", ".join(request.survivors),
-            "signed by": ", ".join(signed),
+            "signed by": ", ".join(member.state.signed),
             "shares": f"of the own masks of {len(reveal.seeds)} sites in the sum, and of the keys "
             f"of {len(reveal.masks)} that dropped out",
         }
@@ -267,6 +267,23 @@ class MaskedSite:
     def _next(self, asked: PhaseAsk) -> _Round:
         """Return the first attempt at the round after this one."""
         return self._round(asked, later=1)
+
+    def _stored(self, about: _Round) -> StoredVector:
+        """Return what is known of the stored vector of a round that has begun.
+
+        Raises:
+            Refused: LF4517, it is gone.
+        """
+        stored = self._vault.stored()
+        if stored is None or stored.serial != about.serial:
+            raise Refused(Problem("LF4517", "the stored vector of this round is gone"))
+        return stored
+
+    def _clear_closed(self, now: Remembered) -> None:
+        """Remove the vector of a closed round: a process was killed before it could."""
+        stored = self._vault.stored()
+        if stored is not None and stored.serial <= now.member.closed:
+            self._vault.clear()
 
     def _require_newest(self, now: Remembered) -> None:
         """Refuse to go on from what an older copy, or none, says of what was revealed."""

@@ -2,15 +2,18 @@
 
 A receipt is one JSON file that a person can read. Each carries the hash of the one before, so that
 one that was changed or taken away shows. What the coordinator chose of it (the run's name, the
-round) is cut to size first: nothing that it sends makes a receipt that cannot be read again.
+round) is cut to size first: nothing that it sends makes a receipt that cannot be read again. Nor
+can it fill the disk: what has left before has its receipt, and of refusals so many are written.
 docs/reference/receipts.md is the format in words.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,12 +30,16 @@ from lepton_fed.runs.files import reading, write_atomic, writing
 
 __all__ = ["Receipt", "Receipts", "VectorRecord", "receipt_of", "receipt_of_phase"]
 
+_log = logging.getLogger("lepton_fed.site")
+
 _GENESIS = hashlib.sha256(b"lepton-fed receipts 1").hexdigest()
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _FILE = re.compile(r"[0-9]{8}-.*\.json")
 _MOST_ROUNDS = 1_000_000
 _LONGEST_RUN = 128
 _LONGEST_DIGEST = 64
+_MOST_REFUSALS = 32  # a round: three attempts of five phases, twice over, leave less
+_KNOWN_AFTER_RESTART = 1024  # receipts that a process reads when it starts: some 20 rounds of them
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ def _record(vector: Vector, before: float | None) -> VectorRecord:
 
 
 class Receipts:
-    """A site's receipts.
+    """A site's receipts; one process at a time may write them.
 
     Args:
         folder: Where they are; made with the first.
@@ -176,28 +183,45 @@ class Receipts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._last: tuple[int, str] | None = None
+        self._known: dict[str, Path] = {}
+        self._refusals: Counter[tuple[str, int]] = Counter()
 
-    def write(self, receipt: Receipt) -> Path:
-        """Write a receipt and sync it; nothing may leave before.
+    def write(self, receipt: Receipt) -> Path | None:
+        """Write a receipt and sync it, unless there is one; nothing may leave before.
+
+        What left first is what leaves again, so an equal receipt is not written twice. After 32
+        refusals of a run's round one of which nothing but a code leaves has none.
 
         Args:
             receipt: What is about to leave.
 
         Returns:
-            The file.
+            The file, that of the equal receipt if there is one; None for none: then nothing but
+            the refusal's code may leave.
 
         Raises:
             Refused: LF4642, it could not be read again.
             RunError: It cannot be written.
         """
         self._make_folder()
-        known = self._files()
-        number = int(known[-1].name[:8]) + 1 if known else 1
+        number, head = self._last or self._look()
         run = receipt.run if _RUN.fullmatch(receipt.run) else "run"
-        path = self._folder / f"{number:08d}-{run}-round-{receipt.round:04d}.json"
+        path = self._folder / f"{number + 1:08d}-{run}-round-{receipt.round:04d}.json"
         if not _FILE.fullmatch(path.name):  # it would not be found again
             raise _unreadable(path)
-        write_atomic(path, _content(replace(receipt, previous=self._head(known)), path))
+        content = _content(replace(receipt, previous=head), path)
+        known, where = self._known.get(_told(receipt)), f"round {receipt.round} of {receipt.run}"
+        if known is not None:
+            _log.info("receipt.there %s: what leaves again is in %s", where, known.name)
+            return known
+        if _is_bare(receipt) and self._refusals[_round(receipt)] >= _MOST_REFUSALS:
+            _log.warning("receipt.none %s: too many refusals; the code alone leaves", where)
+            return None
+        self._last = None  # should it fail, it may be there all the same
+        write_atomic(path, content)
+        self._last = number + 1, hashlib.sha256(content).hexdigest()
+        self._note(receipt, path)
         return path
 
     def head(self) -> str:
@@ -231,6 +255,25 @@ class Receipts:
             found.append(receipt)
         return found
 
+    def _look(self) -> tuple[int, str]:
+        """Find out on disk where the chain is, and what its newest receipts are of."""
+        files = self._files()
+        self._known.clear()
+        self._refusals.clear()
+        for path in files[-_KNOWN_AFTER_RESTART:]:
+            with reading(path):
+                content = path.read_bytes()
+            try:
+                self._note(decode(Receipt, strict_json(content)), path)
+            except ValueError:
+                continue  # it counts for nothing; read() says that it was changed
+        self._last = int(files[-1].name[:8]) if files else 0, self._head(files)
+        return self._last
+
+    def _note(self, receipt: Receipt, path: Path) -> None:
+        self._known[_told(receipt)] = path
+        self._refusals[_round(receipt)] += _is_bare(receipt)
+
     def _head(self, known: list[Path]) -> str:
         return _hash(known[-1]) if known else _GENESIS
 
@@ -250,6 +293,20 @@ class Receipts:
         with reading(self._folder):
             entries = os.listdir(self._folder) if self._folder.is_dir() else []
         return sorted(self._folder / name for name in entries if _FILE.fullmatch(name))
+
+
+def _told(receipt: Receipt) -> str:
+    """Return the digest of what a receipt says of what left, whenever that was."""
+    return hashlib.sha256(canonical_json(replace(receipt, time="", previous=""))).hexdigest()
+
+
+def _round(receipt: Receipt) -> tuple[str, int]:
+    return receipt.run, receipt.round
+
+
+def _is_bare(receipt: Receipt) -> bool:
+    """Return whether nothing but a refusal has left."""
+    return bool(receipt.refusal) and not receipt.vectors and receipt.numbers.keys() <= {"phase"}
 
 
 def _hash(path: Path) -> str:

@@ -28,6 +28,7 @@ from lepton_fed.clients.connection import ConnectionNews, why_refused, why_unrea
 from lepton_fed.clients.site_keys import SiteKeys, SuperNodeFiles, key_files, load_site_keys
 from lepton_fed.clients.stall import StallWatch
 from lepton_fed.clients.training_child import TrainingChild
+from lepton_fed.clients.vault import prune
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.exchange import legible
 from lepton_fed.core.retry import Retry
@@ -368,10 +369,14 @@ def _owned(state: Path) -> Iterator[None]:
 
 
 def _sweep(state: Path) -> None:
-    """Remove what a killed process left half written: a copy of the node key may be among it."""
+    """Remove what a killed process left half written: a copy of the node key may be among it.
+
+    Nobody may work in the folder meanwhile.
+    """
     bundles = state / "bundles"
     below = [state / "receipts", state / "agreements", bundles, *bundles.glob("incoming/*")]
     sweep(state, *below)
+    prune(state / "masked", time.time())  # a run that is over asks for nothing that would do so
 
 
 def _new_secret(path: Path) -> bytes:

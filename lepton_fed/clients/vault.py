@@ -3,8 +3,9 @@
 The vector is what would leave, before it is masked: written once, after training and with all its
 noise, so that a round that has to be masked again, under other keys, is masked from the very same
 numbers. Both files are synced before an answer leaves, readable for their owner alone, and written
-over by the next round; a closed round's vector is removed at once. (What the site trained is kept
-beside, in ``answers``, as without secure aggregation: the site's own disk is trusted.)
+over by the next round; a closed round's vector is removed at once, and what is secret of a round
+that nobody went on with after a week. (What the site trained is kept beside, in ``answers``, as
+without secure aggregation: the site's own disk is trusted.)
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ from lepton_fed.runs.files import (
     writing,
 )
 
-__all__ = ["FileVault", "MemoryVault", "Remembered", "StoredVector", "Vault"]
+__all__ = ["FileVault", "MemoryVault", "Remembered", "StoredVector", "Vault", "prune"]
 
 _WORDS = "words"
 _MOST_RUNS = 16
+_OPEN_S = 7 * 24 * 3600.0
+"""How long a round may stay open with nothing written of it. Longer than any round trains, and than
+a coordinator that was down over a long weekend; a run that goes on later loses that one round."""
 
 
 @dataclass
@@ -154,16 +158,15 @@ class FileVault:
         with reading(self._state):
             if not self._state.exists():
                 return Remembered()
-            content = self._state.read_bytes()
-        try:
-            return decode(Remembered, strict_json(content))
-        except ValueError:
+        known = _read(self._state)
+        if known is None:
             raise Refused(
                 Problem("LF4517", "what this site has revealed in this run cannot be read any more",
                         where=str(self._state),
                         remedy="start the run under another name; an older copy of the file does "
                         "not know of everything")
-            ) from None  # fmt: skip
+            )  # fmt: skip
+        return known
 
     def remember(self, now: Remembered) -> None:
         """Keep where it is, synced.
@@ -188,10 +191,8 @@ class FileVault:
                 written = path.stat().st_mtime
                 if path == self._state or written <= since:
                     continue
-                try:
-                    found += decode(Remembered, strict_json(path.read_bytes())).begun
-                except ValueError:
-                    found.append(written)
+                known = _read(path)
+                found += [written] if known is None else known.begun
         return [begun for begun in found if begun > since]
 
     def stored(self) -> StoredVector | None:
@@ -257,14 +258,92 @@ class FileVault:
             finally:
                 os.close(parent)
 
-    def prune(self) -> None:
-        """Remove the vectors of runs long over; where the site was in them stays known.
+    def prune(self, now: float) -> None:
+        """Prune the folder, as :func:`prune` does; of this run nothing goes but what is too old.
+
+        Args:
+            now: Unix seconds.
 
         Raises:
-            RunError: One cannot be removed.
+            RunError: Something cannot be read or removed.
         """
-        sweep(self._folder)
-        with writing(self._folder):
-            found = sorted(self._folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
-            for old in found[:-_MOST_RUNS]:
-                old.unlink(missing_ok=True)
+        prune(self._folder, now, keep=self._state.stem)
+
+
+def prune(folder: Path, now: float, keep: str = "") -> None:
+    """Take away what no run needs any more; what refuses a replay stays.
+
+    - A round that is open and of which nothing was written for a week is closed; its secrets,
+      envelopes, shares and vector go. So does everything of a closed round, which until then
+      answers the same request again.
+    - Of runs in which no round was begun nothing has left that anybody could use: the newest 16
+      stay, so that offers alone do not fill the disk.
+    - Vectors of runs long over go, too.
+
+    Args:
+        folder: That of the vaults; it need not be there.
+        now: Unix seconds.
+        keep: Name of the run that is asked for.
+
+    Raises:
+        RunError: Something cannot be read or removed.
+    """
+    sweep(folder)
+    with writing(folder):
+        vectors = _newest_first(folder, "*.safetensors")
+        states = _newest_first(folder, "*.json")
+    vectors_left = [p for p in vectors if not _old(p, now)]
+    over = [p for p in vectors_left if p.stem != keep][_MOST_RUNS:]
+    for path in vectors:
+        if path not in vectors_left or path in over:
+            _remove(path)
+    for path in states:
+        if _old(path, now):
+            _close(path)
+    if len(states) > _MOST_RUNS:
+        # A vector without its state would be one that the site has forgotten: it goes first.
+        unused = [p for p in states if p.stem != keep and _is_unused(p)]
+        for path in unused[_MOST_RUNS:]:
+            _remove(path.with_suffix(".safetensors"))
+            _remove(path)
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    return sorted(folder.glob(pattern), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+
+
+def _old(path: Path, now: float) -> bool:
+    with reading(path):
+        return path.stat().st_mtime < now - _OPEN_S
+
+
+def _close(path: Path) -> None:
+    """Reduce the state of a run to what it must never answer again."""
+    known = _read(path)
+    if known is None:
+        return  # a person has to look at it
+    least = Remembered(State(closed=max(known.member.closed, known.member.round_number)))
+    if known != least:
+        _remove(path.with_suffix(".safetensors"))  # before the state that knows of it
+        write_atomic(path, canonical_json(least) + b"\n", mode=0o600)
+
+
+def _is_unused(path: Path) -> bool:
+    """Return whether a run's state is of no round: at most an advert has left, and no share."""
+    known = _read(path)
+    return known is not None and not (known.member.closed or known.member.round_number)
+
+
+def _read(path: Path) -> Remembered | None:
+    """Return a state; None of one that is broken."""
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        return decode(Remembered, strict_json(content))
+    except ValueError:
+        return None
+
+
+def _remove(path: Path) -> None:
+    with writing(path):
+        path.unlink(missing_ok=True)

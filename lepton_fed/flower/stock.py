@@ -46,6 +46,7 @@ _UNFIT = ("FedXgb", _DP)  # trees, not vectors; noise that can be seeded
 _LINEAR = frozenset({"FedAdagrad", "FedAdam", "FedAvg", "FedAvgM", "FedYogi"})
 """Those that make the weighted mean first, and of it the model."""
 
+_SLICE = 1 << 14  # elements of the mean that are in double precision at a time
 _ARRAYS = "arrays"
 _MODEL = "model"
 
@@ -161,7 +162,11 @@ def flower(strategy: str, arguments: dict[str, Any] | None = None) -> Strategy:
 def _updates(aggregate: Sum | Each, size: int) -> Iterator[tuple[Vector, float]]:
     """Yield each update with its weight; of a sum, the mean with the weight of all."""
     if isinstance(aggregate, Sum):
-        yield aggregate.mean[DELTA].astype(np.float32), aggregate.weight
+        mean = np.empty(size, np.float32)
+        for start in range(0, size, _SLICE):
+            part = slice(start, start + _SLICE)
+            mean[part] = aggregate.read(DELTA, part)
+        yield mean, aggregate.weight
         return
     for site in aggregate.contributors:
         yield aggregate.read(site, DELTA, slice(0, size)), aggregate.weight(site)

@@ -5,12 +5,14 @@ What the operating system refuses becomes a :class:`RunError` that names the fil
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ __all__ = [
     "read_about",
     "read_tensors",
     "reading",
+    "replacing",
     "sweep",
     "write_atomic",
     "write_tensors",
@@ -82,13 +85,28 @@ def write_atomic(path: Path, content: bytes, mode: int = 0o666) -> None:
     Raises:
         RunError: It cannot be written; what was there is there still.
     """
+    with replacing(path, mode) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of another once it is whole; see :func:`write_atomic`.
+
+    Args:
+        path: The file.
+        mode: Its rights, less those that the umask takes.
+
+    Raises:
+        RunError: It cannot be written; what was there is there still.
+    """
     # A name that nobody can foresee: in a folder that others write to, a link could lie in wait.
     aside = path.parent / f".{secrets.token_hex(8)}.partial"
     with writing(path):
         descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             with open(descriptor, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
@@ -143,21 +161,48 @@ def write_tensors(
     about: Mapping[str, str],
     mode: int = 0o666,
 ) -> None:
-    """Write arrays as safetensors, atomically.
+    """Write arrays as safetensors, atomically, each from where it is: no copy of it is made.
 
     Args:
         path: The file.
-        tensors: Arrays by name.
+        tensors: Arrays by name, boolean or of whole or floating-point numbers.
         about: Text that goes with them.
         mode: The file's rights, less those that the umask takes.
 
     Raises:
         RunError: It cannot be written.
+        TypeError: An array is of another type.
     """
-    from safetensors.numpy import save
+    whole = {
+        name: np.asarray(value, value.dtype.newbyteorder("<"), order="C")
+        for name, value in tensors.items()
+    }
+    # The widest come first, so that each begins at a multiple of its width.
+    names = sorted(whole, key=lambda name: (-whole[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(about.items()))} if about else {}
+    end = 0
+    for name in names:
+        array, begin = whole[name], end
+        end += array.nbytes
+        header[name] = {
+            "dtype": _dtype_name(array.dtype),
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path, mode) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(whole[name].reshape(-1).view(np.uint8).data)
 
-    whole = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    write_atomic(path, save(whole, metadata=dict(about)), mode)
+
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    if dtype == np.bool_:
+        return "BOOL"
+    if dtype.kind not in "fiu" or dtype.itemsize > 8:
+        raise TypeError(f"arrays of {dtype} have no safetensors type")
+    return f"{dtype.kind.upper()}{8 * dtype.itemsize}"
 
 
 def read_about(path: Path) -> dict[str, str]:

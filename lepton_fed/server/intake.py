@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,11 @@ from lepton_fed.core.metrics import CountsSum, MetricsPlan
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, TaskError, UpdateRefused
-from lepton_fed.privacy.secagg.masks import Words
 from lepton_fed.privacy.secagg.plan import Shape, masked_layout, require_post_quantum
 from lepton_fed.server.admission import admit
 from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.spill import Spill
-from lepton_fed.strategies.base import Each, Strategy, Sum
+from lepton_fed.strategies.base import Each, Means, Strategy, Sum
 from lepton_fed.training.noise import require_plain_site
 
 __all__ = [
@@ -35,6 +35,8 @@ __all__ = [
     "require_sites",
     "shape_of",
 ]
+
+Float = TypeVar("Float", np.float32, np.float64)
 
 _SLICE = 1 << 14  # elements decoded at a time: the double-precision temporaries stay in cache
 
@@ -228,19 +230,13 @@ class MaskedIntake:
         if not self._strategy.sum_is_enough:
             self._spill = Spill(self._folder, self._number, self._layout.size)
             for group in self._sums:
-                opened = group.opened
-                mean_of_group = {
-                    name: self._mean([words], opened.weight).astype(np.float32)
-                    for name, words in opened.vectors.items()
-                }
-                weight = self._weight(opened.weight)
+                means = _GroupMeans(self._encoding, self._layout.size, [group])
+                mean_of_group = {name: means.whole(name, np.float32) for name in means}
+                weight = self._weight(group.opened.weight)
                 self._spill.add(f"group-{group.number:04d}", mean_of_group, weight)
             return self._spill
         total = sum(group.opened.weight for group in self._sums)
-        means = {
-            name: self._mean([group.opened.vectors[name] for group in self._sums], total)
-            for name in self._strategy.site.vectors
-        }
+        means = _GroupMeans(self._encoding, self._layout.size, self._sums)
         return Sum(self._number, means, self.contributors, self._weight(total), self._sites)
 
     def close(self) -> None:
@@ -251,18 +247,51 @@ class MaskedIntake:
     def _weight(self, encoded: int) -> float:
         return math.ldexp(encoded * self._encoding.weight_bound, -self._encoding.weight_bits)
 
-    def _mean(self, sums: Sequence[Words], encoded: int) -> npt.NDArray[np.float64]:
-        """Return the weighted mean of some groups, ``[size]`` float64, slice by slice."""
-        weight = math.ldexp(encoded, -self._encoding.weight_bits)
-        mean = np.empty(self._layout.size)
+
+class _GroupMeans(Means):
+    """The means of all sites of some groups, decoded from their sums where they are read.
+
+    In double precision a mean is twice as large as a sum of 32-bit words; who reads it by slices
+    never has it as a whole.
+
+    Args:
+        encoding: How coordinates were encoded.
+        size: Length of each vector, in elements.
+        sums: One of each group.
+    """
+
+    def __init__(self, encoding: RingEncoding, size: int, sums: Sequence[GroupSum]) -> None:
+        self._encoding = encoding
+        self._size = size
+        self._opened = [group.opened for group in sums]
+        encoded = sum(opened.weight for opened in self._opened)
+        self._weight = math.ldexp(encoded, -encoding.weight_bits)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._opened[0].vectors)
+
+    def __len__(self) -> int:
+        return len(self._opened[0].vectors)
+
+    def __getitem__(self, vector: str) -> npt.NDArray[np.float64]:
+        return self.whole(vector, np.float64)
+
+    def whole(self, vector: str, dtype: type[Float]) -> npt.NDArray[Float]:
+        """Return the mean of one vector, ``[size]``, slice by slice."""
+        mean = np.empty(self._size, dtype)
         for start in range(0, mean.size, _SLICE):
             part = slice(start, start + _SLICE)
-            added = np.zeros(mean[part].size, dtype=np.uint64)
-            for words in sums:
-                added += words[part]
-            added &= self._encoding.mask
-            mean[part] = self._encoding.decode(added) / weight
+            mean[part] = self.read(vector, part)
         return mean
+
+    def read(self, vector: str, part: slice) -> npt.NDArray[np.float64]:
+        """Return a slice of the mean of one vector, float64."""
+        first, *others = (opened.vectors[vector][part] for opened in self._opened)
+        added = first.astype(np.uint64)
+        for words in others:
+            added += words
+        added &= self._encoding.mask
+        return self._encoding.decode(added) / self._weight
 
 
 class Evaluation:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 from lepton_fed.config.agreement import Agreement
@@ -59,7 +60,12 @@ from lepton_fed.server.groups import Group, GroupFiles, GroupSum
 __all__ = ["MaskedRounds", "PhaseTransport"]
 
 _MOST_ATTEMPTS = 3
+_NO_REPLY = "LF5306"
 _SLOW_BYTES_PER_S = 1e6
+
+
+class _Accused(Exception):
+    """A sum has a site in it that others say sent them something false."""
 
 
 class PhaseTransport(Protocol):
@@ -167,7 +173,7 @@ class MaskedRounds:
             ask: What is asked of each.
             cohort: Names of the sites.
             deadline: Tells when a site that trains is given up; None waits.
-            answered: Told of each site that has trained.
+            answered: Told of each site that has trained, or was waited for in vain.
 
         Returns:
             Those that could be opened; none when they are of fewer sites than the quorum.
@@ -175,11 +181,16 @@ class MaskedRounds:
         about = self._about(ask)
         groups = self._groups(about, cohort)
         pending = groups
-        for _ in range(_MOST_ATTEMPTS):
+        for left in reversed(range(_MOST_ATTEMPTS)):
             for group in pending:
                 self._begin(about, group)
-            self._bring(transport, about, groups, deadline, answered)
-            pending = [group for group in groups if group.why and self._again(group)]
+            self._bring(transport, about, groups, deadline, answered, last=left == 0)
+            before, about = about, self._about(ask)
+            failed = [group for group in groups if group.why]
+            if before.roster != about.roster:
+                pending = [group for group in failed if group.under(about.keys, self._least)]
+            else:
+                pending = [group for group in failed if group.again(self._least)]
             if not pending:
                 break
         return [group.sum for group in groups if group.sum is not None]
@@ -252,18 +263,20 @@ class MaskedRounds:
             subject=about.subject,
         )
 
-    def _again(self, group: Group) -> bool:
-        """Get a group ready for another attempt; return whether there can be one."""
-        for site, accusers in group.accused.items():
-            # One word against another: both are left out. Of two it is taken.
-            group.named |= {site} if len(accusers) > 1 else {site, *accusers}
-        left = tuple(name for name in group.names if name not in group.named)
-        if group.stage == "reveal" or left == group.names:
-            return False  # shares may be out, or nothing would be different
-        if len(left) < max(self._least, group.threshold):
-            return False
-        group.names, group.attempt = left, group.attempt + 1
-        return True
+    def _survivors(self, group: Group, *, last: bool) -> Sized:
+        """Close the masked vectors, unless the sum is better made again.
+
+        Raises:
+            TooFew: They are fewer than the threshold.
+            _Accused: Two sites or more say that one in the sum sent them something false. Nothing
+                is revealed yet, so they can be in a sum themselves, without it. There are enough
+                for that: at least two come for one that goes.
+        """
+        survivors = group.open.close_masked()
+        accused = group.believed.intersection(survivors)
+        if accused and not last:
+            raise _Accused(f"two sites or more accuse {', '.join(sorted(accused))}")
+        return survivors
 
     def _bring(
         self,
@@ -272,11 +285,13 @@ class MaskedRounds:
         groups: Sequence[Group],
         deadline: Deadline | None,
         answered: Callable[[str], None],
+        *,
+        last: bool,
     ) -> None:
         """Bring groups through their phases, all of them side by side."""
         self._advertise(transport, about, groups)
         self._share(transport, about, groups, deadline, answered)
-        self._mask(transport, about, groups)
+        self._mask(transport, about, groups, last=last)
         came = sum(len(group.open.survivors) for group in groups if not group.why)
         for group in _at(groups, "confirm"):
             if came < self._quorum:
@@ -345,7 +360,8 @@ class MaskedRounds:
             request = ShareRequest(about.roster, progress.adverts, progress.threshold)
             asked = self._asked("share", group, packed_body(request), about, with_model=True)
             asks |= dict.fromkeys(group.names, asked)
-        for reply, group in self._ask(transport, about, waiting, asks, deadline):
+        replies = self._ask(transport, about, waiting, asks, deadline, late=answered)
+        for reply, group in replies:
             with self._blamed(about, group, reply.site):
                 made = read_body(ShareReply, reply.body).envelopes
                 envelopes = [Envelope.parse(envelope) for envelope in made]
@@ -354,7 +370,9 @@ class MaskedRounds:
         for group in waiting:
             self._close(about, group, group.open.close_envelopes, "mask")
 
-    def _mask(self, transport: PhaseTransport, about: _Round, groups: Sequence[Group]) -> None:
+    def _mask(
+        self, transport: PhaseTransport, about: _Round, groups: Sequence[Group], *, last: bool
+    ) -> None:
         """Add up the masked vectors."""
         waiting, asks = _at(groups, "mask"), {}
         for group in waiting:
@@ -369,7 +387,7 @@ class MaskedRounds:
                     raise FalseMessage(reply.site, "no masked vector")
                 group.open.add_masked(reply.site, reply.masked)
         for group in waiting:
-            self._close(about, group, group.open.close_masked, "confirm")
+            self._close(about, group, partial(self._survivors, group, last=last), "confirm")
 
     def _confirm(self, transport: PhaseTransport, about: _Round, groups: Sequence[Group]) -> None:
         """Have the survivors sign who is in the sum."""
@@ -454,6 +472,7 @@ class MaskedRounds:
         asks: Mapping[str, PhaseAsk],
         deadline: Deadline | None,
         answer_bytes: int = 0,
+        late: Callable[[str], None] = lambda site: None,
     ) -> Iterator[tuple[PhaseReply, Group]]:
         """Ask, and yield the replies that are of use, each with its site's group."""
         if not asks:
@@ -471,8 +490,11 @@ class MaskedRounds:
                 yield reply, of[site]
                 continue
             self._refused(about, site, problem)
-            if reply.accused and site in of:
-                of[site].accused.setdefault(reply.accused, set()).add(site)
+            if problem.code == _NO_REPLY and site in asks:
+                late(site)
+            # Only in these does a site use what others made; what it says of others is its word.
+            if problem is reply.refusal and asks[site].phase in ("share", "mask"):
+                of[site].accuse(reply.accused, by=site)
 
     @contextmanager
     def _blamed(self, about: _Round, group: Group, site: str) -> Iterator[None]:
@@ -499,7 +521,7 @@ class MaskedRounds:
         """Close a phase, and go on to the next with who is left."""
         try:
             left = len(close())
-        except TooFew as error:
+        except (TooFew, _Accused) as error:
             self._fail(about, group, str(error))
             return
         # Of the last phase the threshold alone decides: the sum is as large as it is.
@@ -539,13 +561,14 @@ class MaskedRounds:
     def _saved(self, about: _Round) -> list[Group]:
         """Return the groups as another process left them; none when it had not begun."""
         found = []
-        for group, progress, total, roster in GroupFiles(self._folder.masked).load(about.serial):
-            if roster != about.roster:  # nothing of it is signed for the roster of now
+        for saved in GroupFiles(self._folder.masked).load(about.serial):
+            group = saved.group
+            if saved.roster != about.roster:  # nothing of it is signed for the roster of now
                 group.attempt += 1
             else:
                 collector = self._collector(about, group)
                 try:
-                    collector.resume(progress, total)
+                    collector.resume(saved.progress, saved.envelopes.items(), saved.total)
                     group.collector = collector
                 except ValueError:
                     continue  # sites say again what they said, or that this lies behind

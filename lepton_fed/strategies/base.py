@@ -12,6 +12,7 @@ Strategies are composed of these two parts and found by name through the entry p
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DELTA",
     "Each",
+    "Means",
     "Needs",
     "PlainSite",
     "ServerRule",
@@ -47,13 +49,22 @@ SiteState = Mapping[str, Vector]
 ServerState = Mapping[str, npt.NDArray[np.generic]]
 
 
+class Means(Mapping[str, npt.NDArray[np.float64]]):
+    """Weighted means that are made where they are read: whole by name, or a slice at a time."""
+
+    @abstractmethod
+    def read(self, vector: str, part: slice) -> npt.NDArray[np.float64]:
+        """Return a slice of the mean of one vector, float64."""
+
+
 @dataclass(frozen=True)
 class Sum:
     """What a round amounts to when only the sum is known.
 
     Args:
         round_number: Round, from 1.
-        mean: Weighted mean of each named vector, ``[size]`` float64.
+        mean: Weighted mean of each named vector, ``[size]`` float64; of securely aggregated updates
+            it is made anew whenever it is asked for, and :meth:`read` needs less memory.
         contributors: Names of the sites in it, sorted.
         weight: Their total weight, as quantised; times the mean it is the sum.
         sites: Number of sites of the run, selected or not.
@@ -64,6 +75,12 @@ class Sum:
     contributors: tuple[str, ...]
     weight: float
     sites: int
+
+    def read(self, vector: str, part: slice) -> npt.NDArray[np.float64]:
+        """Return a slice of the mean of one vector, float64."""
+        if isinstance(self.mean, Means):
+            return self.mean.read(vector, part)
+        return self.mean[vector][part]
 
 
 class Each(Protocol):

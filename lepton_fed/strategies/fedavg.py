@@ -59,11 +59,12 @@ class AddMean(Stateless):
         """Return the model moved by the mean; arithmetic in double precision, rounded once."""
         if not isinstance(aggregate, Sum):
             raise TypeError("federated averaging works on a sum")
-        mean, moved = aggregate.mean[DELTA], np.empty_like(model)
+        moved = np.empty_like(model)
         with np.errstate(over="ignore"):  # the round loop drops a model that is not finite
             for start in range(0, model.size, _SLICE):  # of a large model, no wide copy is made
                 part = slice(start, start + _SLICE)
-                moved[part] = model[part].astype(np.float64) + self.learning_rate * mean[part]
+                mean = aggregate.read(DELTA, part)
+                moved[part] = model[part].astype(np.float64) + self.learning_rate * mean
         return state, moved
 
 

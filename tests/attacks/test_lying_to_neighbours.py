@@ -239,6 +239,37 @@ def test_a_cohort_of_another_graph_is_another_cohort(world: World) -> None:
     assert "not signed by it" in world.refuses(VICTIM, "mask", [elsewhere], NAMES)
 
 
+def test_who_gives_two_of_its_holders_false_shares_is_named_by_both_and_left_out(
+    world: World,
+) -> None:
+    """Each of the two refuses and remembers nothing, so both can be in the next attempt."""
+    cheat = NAMES[3]
+    cheated = world.holders(cheat)[:2]
+    cohort = Cohort(ROUND, tuple(world.adverts), world.threshold, world.graph)
+    world.made[cheat] = [
+        replace(envelope, seed_share=bytes(32)).signed(cohort, world.keys[cheat])
+        if envelope.recipient in cheated
+        else envelope
+        for envelope in world.made[cheat]
+    ]
+    for name in NAMES:
+        if name in cheated:
+            before = world.files[name]
+            with pytest.raises(FalseMessage) as refused:
+                world.call(name, "mask", world.inbox(name), NAMES)
+            assert (refused.value.sender, world.files[name]) == (cheat, before)
+        else:
+            world.call(name, "mask", world.inbox(name), NAMES)
+    left, second = without([cheat]), replace(ROUND, attempt=2)
+    adverts = [world.call(name, "advertise", context=second) for name in left]
+    world.made = {
+        name: world.call(name, "share", adverts, world.threshold, context=second) for name in left
+    }
+    for name in left:
+        inbox = [e for maker in left for e in world.made[maker] if e.recipient == name != maker]
+        assert count(world.call(name, "mask", inbox, left, context=second)) > 1
+
+
 # --- the sum
 
 

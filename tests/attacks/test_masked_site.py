@@ -322,6 +322,58 @@ def test_an_attempt_that_lies_behind_is_refused(liar: Liar) -> None:
         assert "lies behind" in liar.refused(VICTIM, asked)
 
 
+def test_adverts_go_forward_alone_and_the_same_request_gets_the_same(liar: Liar) -> None:
+    liar.to_shares()
+
+    def advert(number: int, attempt: int) -> PhaseAsk:
+        return liar.asked("advertise", AdvertRequest(liar.digest), number, attempt)
+
+    first = liar.send(VICTIM, advert(2, 2)).body
+    for number, attempt in ((1, 2), (1, 16), (2, 1)):
+        assert "lies behind" in liar.refused(VICTIM, advert(number, attempt))
+    assert liar.send(VICTIM, advert(2, 2)).body == first
+    assert liar.send(VICTIM, liar.asked("mask", liar.mask(VICTIM))).refusal is None, "it goes on"
+    own = liar.send(VICTIM, advert(1, 1)).body
+    assert own == liar.send(VICTIM, advert(1, 1)).body
+    assert vault_of(liar).recall().member.coming.round_number == 2, "nothing was lowered"
+    liar.to_shares(2, 2)
+    assert vault_of(liar).recall().member.round_number == 2
+    assert liar.send(VICTIM, advert(2, 3)).refusal is None
+
+
+def test_a_share_for_which_no_advert_was_given_leaves_nothing_behind(liar: Liar) -> None:
+    liar.to_adverts()
+    asked = liar.asked("share", liar.share(), attempt=2)
+    before = vault_of(liar).recall()
+    assert "has given no advert" in liar.refused(VICTIM, asked)
+    assert vault_of(liar).recall() == before
+    assert liar.send(VICTIM, liar.asked("share", liar.share())).refusal is None
+
+
+def test_a_kill_between_vector_and_state_locks_nobody_out(
+    liar: Liar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Led back to an earlier attempt the site would take its own vector for one it forgot."""
+    liar.to_shares()
+    later = Liar(liar.world).to_adverts(2)
+    asked = later.asked("share", later.share(), 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileVault, "remember", killed)
+        with pytest.raises(KeyboardInterrupt):
+            later.send(VICTIM, asked)
+    stored = vault_of(liar).stored()
+    assert stored is not None
+    assert stored.serial == 2
+    back = liar.asked("advertise", AdvertRequest(liar.digest), attempt=2)
+    assert "lies behind" in liar.refused(VICTIM, back)
+    assert later.send(VICTIM, asked).refusal is None
+    assert liar.world.answered[VICTIM, 2, True] == 1
+
+
+def killed(*of: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("attempt", [-1, 0, 17, 1000, 2**63 - 1])
 def test_attempts_at_a_round_are_few(liar: Liar, attempt: int) -> None:
     """Each is a new draw of who holds a site's secrets, in a cohort where not all do."""
@@ -396,14 +448,13 @@ def test_8_more_rounds_in_an_hour_than_allowed_are_refused_after_a_restart_too(
     for number, now in ((1, 0.0), (2, 1800.0)):
         world.now = now
         Liar(world).to_shares(number)
+    again = Liar(world).to_adverts(2, 2)
+    asked = again.asked("share", again.share(), 2, 2)
+    assert again.send(VICTIM, asked).refusal is None, "an attempt is no other round"
     liar = Liar(world).to_adverts(3)
     for now in (1800.0, 3599.0, -1e9):  # a clock that was set back lets nobody in
         world.now = now
         liar.refused(VICTIM, liar.asked("share", liar.share(), 3), "LF4516")
-    again = Liar(world).to_adverts(2, 2)
-    world.now = 3599.0
-    asked = again.asked("share", again.share(), 2, 2)
-    assert again.send(VICTIM, asked).refusal is None, "an attempt is no other round"
     world.now = 3600.0
     assert liar.to_adverts(3).send(VICTIM, liar.asked("share", liar.share(), 3)).refusal is None
     none = Liar(made(tmp_path / "none", floor=AggregationFloor(rounds_per_hour=0))).to_adverts()
@@ -488,6 +539,46 @@ def test_10_what_is_secret_of_a_round_is_gone_when_it_is_over(liar: Liar) -> Non
         assert secret not in on_disk
     for name in NAMES[1:5]:
         assert before.mask_shares[name] not in on_disk
+
+
+def test_10_a_kill_after_a_reveal_leaves_no_vector(
+    liar: Liar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar.to_confirmations(NAMES[:5])
+    asked = liar.asked("reveal", liar.reveal(NAMES[:5], ["f"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(FileVault, "clear", killed)
+        with pytest.raises(KeyboardInterrupt):
+            liar.send(VICTIM, asked)
+    assert vault_of(liar).stored() is not None
+    # Whatever it is asked for next, here for another phase of what is over.
+    liar.send(VICTIM, liar.asked("confirm", liar.confirm(NAMES[:5])))
+    assert vault_of(liar).stored() is None
+    assert liar.send(VICTIM, asked).refusal is None
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_8_without_its_vector_a_site_trains_no_other_for_the_round(
+    liar: Liar, attempt: int
+) -> None:
+    liar.to_shares()
+    again = Liar(liar.world).to_adverts(attempt=attempt)
+    (vector,) = (liar.world.root / "sites" / VICTIM).glob("*.safetensors")
+    vector.unlink()
+    liar.refused(VICTIM, again.asked("share", again.share(), attempt=attempt), "LF4517")
+    assert liar.world.answered[VICTIM, 1, True] == 1
+    later = Liar(liar.world).to_shares(2)
+    assert later.send(VICTIM, later.asked("mask", later.mask(VICTIM), 2)).refusal is None
+
+
+def test_a_receipt_names_as_signers_only_who_signed(liar: Liar) -> None:
+    liar.to_confirmations(NAMES[:5])
+    forged = {"name": "zoe", "signature": "00" * 64}
+    shown = [*list(liar.confirmations.values())[:4], forged]
+    for signed in (shown, [forged], []):  # the same sum again, whatever comes with it
+        reply = liar.send(VICTIM, liar.asked("reveal", liar.reveal(NAMES[:5], ["f"], signed)))
+        assert reply.refusal is None
+        assert reply.notes["signed by"] == "a, b, c, d"
 
 
 # --- what travels

@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +34,7 @@ from lepton_fed.privacy.secagg.messages import (
     Envelope,
     FalseMessage,
     Reveal,
+    Wire,
     require_list,
 )
 from lepton_fed.privacy.secagg.packing import unpacked
@@ -61,19 +62,21 @@ class TooFew(Exception):
 
 @dataclass
 class Progress:
-    """How far an attempt has come: what goes on disk, with the sum, before the next phase is asked.
+    """How far an attempt has come: what goes on disk before the next phase is asked.
+
+    Envelopes and sum are apart from it: they are large, and do not change once they are there.
 
     Args:
         adverts: The adverts of the cohort, in the order of their names.
         threshold: Its threshold.
-        envelopes: Those of each sender whose envelopes came in time.
+        senders: Whose envelopes came in time, sorted; empty before.
         survivors: Whose vectors are in the sum, sorted; empty before.
         confirmations: Signatures over them; empty before.
     """
 
     adverts: list[dict[str, str]] = field(default_factory=list)
     threshold: int = 0
-    envelopes: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    senders: list[str] = field(default_factory=list)
     survivors: list[str] = field(default_factory=list)
     confirmations: list[dict[str, str]] = field(default_factory=list)
 
@@ -131,10 +134,7 @@ class Collector:
         return Progress(
             [advert.wire() for advert in cohort.adverts],
             cohort.threshold,
-            {
-                name: [envelope.wire() for envelope in self._envelopes[name].values()]
-                for name in self._senders
-            },
+            list(self._senders),
             list(self._survivors),
             [confirmation.wire() for confirmation in self._confirmations.values()]
             if self._confirmed
@@ -146,11 +146,25 @@ class Collector:
         """Return the sum so far, ``[size]`` words, masks and all; it is not copied."""
         return self._total
 
-    def resume(self, progress: Progress, total: Words | None) -> Cohort:
+    def envelopes(self) -> Iterator[tuple[str, list[Wire]]]:
+        """Yield each sender whose envelopes came in time, sorted, and these."""
+        for name in self._senders:
+            yield name, [envelope.wire() for envelope in self._envelopes[name].values()]
+
+    def resume(
+        self,
+        progress: Progress,
+        envelopes: Iterable[tuple[str, Sequence[Wire]]] = (),
+        total: Words | None = None,
+    ) -> Cohort:
         """Go on from where another process was.
+
+        What it wrote down it had checked, so the signatures of adverts and envelopes are not
+        checked a second time: for a thousand sites that would take longer than the rest of a phase.
 
         Args:
             progress: What it had written down.
+            envelopes: Those of each sender, once they were closed.
             total: The sum that goes with the survivors; None when there were none yet.
 
         Returns:
@@ -162,9 +176,11 @@ class Collector:
         adverts = [Advert.parse(advert) for advert in progress.adverts]
         self._adverts = {advert.name: advert for advert in adverts}
         cohort = self.form(progress.threshold)
-        for name, made in progress.envelopes.items():
-            self.add_envelopes(name, [Envelope.parse(envelope) for envelope in made])
+        for name, made in envelopes:
+            self._take_envelopes(name, [Envelope.parse(envelope) for envelope in made])
         self._senders = tuple(sorted(self._envelopes))
+        if list(self._senders) != progress.senders:
+            raise ValueError("the envelopes are of other senders")
         if progress.survivors:
             if (
                 total is None
@@ -236,6 +252,14 @@ class Collector:
             FalseMessage: They are not as many as it had to pick, or one is there twice, for no
                 site of the cohort, or not signed by the site.
         """
+        if site not in self._roster:
+            raise FalseMessage(site, "envelopes of a stranger, or for the second time")
+        self._take_envelopes(site, envelopes, self._roster[site])
+
+    def _take_envelopes(
+        self, site: str, envelopes: Sequence[Envelope], identity: IdentityKey | None = None
+    ) -> None:
+        """Take envelopes, checked in all but their signatures where no key is given."""
         cohort = self._formed()
         if site not in cohort.names or site in self._envelopes:
             raise FalseMessage(site, "envelopes of a stranger, or for the second time")
@@ -251,7 +275,10 @@ class Collector:
             if envelope.sender != site:
                 raise FalseMessage(site, "an envelope in the name of another site")
             try:
-                envelope.check(cohort, self._roster[site])
+                if identity is None:
+                    envelope.check_form(cohort)
+                else:
+                    envelope.check(cohort, identity)
             except FalseMessage as error:
                 raise FalseMessage(site, error.why) from None
         self._envelopes[site] = {envelope.recipient: envelope for envelope in envelopes}

@@ -140,7 +140,9 @@ class Member:
     def advertise(self, context: Context) -> Advert:
         """Return the advert for an attempt; the first call draws its secrets.
 
-        The attempt that is going on goes on until envelopes are made for this one.
+        The attempt that is going on goes on until envelopes are made for this one. Adverts go
+        forward alone: after a crash the newest one is what says that the stored vector is not of
+        a round which the site has forgotten.
 
         Args:
             context: The attempt, with round and attempt as the coordinator counts them.
@@ -148,8 +150,14 @@ class Member:
         Raises:
             FalseMessage: The round is closed, or the attempt lies behind.
         """
-        if not self._is_current(context) or context.round_number <= self.state.closed:
+        state, number = self.state, (context.round_number, context.attempt)
+        if not self._is_current(context) or context.round_number <= state.closed:
             self._require_open(context)
+            if number < _number(state.coming):
+                raise FalseMessage("", _behind(context))
+            if number > _number(state.coming):
+                drawn = [self._randomness(SECRET_BYTES).hex() for _ in range(3)]
+                state.coming = Coming(*number, drawn)
         return self._advert(context, self._secrets(context))
 
     def share(
@@ -276,8 +284,9 @@ class Member:
         lists = [list(survivors), list(dropped)]
         cohort = self._cohort(context)
         if not self._is_repeated(context, "reveal", lists, after="confirm", closing=True):
-            self._check_reveal(cohort, survivors, dropped, confirmations)
+            signed = self._check_reveal(cohort, survivors, dropped, confirmations)
             self._close(context, survivors, dropped)
+            state.signed = sorted(signed)
             self._note(context, "reveal", lists)
         return Reveal(
             {n: bytes.fromhex(state.seed_shares[n]) for n in survivors if n in state.seed_shares},
@@ -288,11 +297,11 @@ class Member:
 
     def _require_open(self, context: Context) -> None:
         """Refuse an attempt that is not after the one that is going on."""
-        state, number = self.state, (context.round_number, context.attempt)
+        state = self.state
         if context.round_number <= state.closed:
             raise FalseMessage("", f"round {context.round_number} is closed")
-        if number <= (state.round_number, state.attempt):
-            raise FalseMessage("", f"attempt {context.attempt} at round {number[0]} lies behind")
+        if (context.round_number, context.attempt) <= _number(state):
+            raise FalseMessage("", _behind(context))
 
     def _check_cohort(self, cohort: Cohort, secret: RoundSecrets) -> None:
         state, sites = self.state, len(cohort.names)
@@ -396,7 +405,8 @@ class Member:
         survivors: Sequence[str],
         dropped: Sequence[str],
         confirmations: Sequence[Confirmation],
-    ) -> None:
+    ) -> set[str]:
+        """Return who signed these very lists."""
         state = self.state
         if list(survivors) != state.survivors:
             raise FalseMessage("", "other survivors than this site confirmed")
@@ -415,6 +425,7 @@ class Member:
                 "", f"{len(signed)} sites confirmed this sum, the threshold is {cohort.threshold}"
             )
         self._require_holders(cohort, signed, "sites that confirmed this sum")
+        return signed
 
     # --- what is made
 
@@ -433,15 +444,14 @@ class Member:
                 del shares[name]
 
     def _secrets(self, context: Context) -> RoundSecrets:
-        """Return the secrets of the attempt that is going on, or of one that comes after it."""
-        state, number = self.state, (context.round_number, context.attempt)
+        """Return the secrets of the attempt that is going on, or of the last advert."""
+        state = self.state
         if self._is_current(context):
             found = state.secrets
-        else:
-            if (state.coming.round_number, state.coming.attempt) != number:
-                drawn = [self._randomness(SECRET_BYTES).hex() for _ in range(3)]
-                state.coming = Coming(*number, drawn)
+        elif (context.round_number, context.attempt) == _number(state.coming):
             found = state.coming.secrets
+        else:
+            raise FalseMessage("", "this site has given no advert for this attempt")
         if not found:
             raise FalseMessage("", "the secrets of this attempt are wiped")
         drawn_before = [bytes.fromhex(secret) for secret in found]
@@ -505,10 +515,7 @@ class Member:
     # --- what was asked before
 
     def _is_current(self, context: Context) -> bool:
-        return (context.round_number, context.attempt) == (
-            self.state.round_number,
-            self.state.attempt,
-        )
+        return (context.round_number, context.attempt) == _number(self.state)
 
     def _is_repeated(
         self,
@@ -539,6 +546,15 @@ class Member:
 
     def _note(self, context: Context, phase: str, request: object) -> None:
         self.state.asked[phase] = _digest(context, phase, request)
+
+
+def _number(of: State | Coming) -> tuple[int, int]:
+    """Return round and attempt; later ones are larger."""
+    return of.round_number, of.attempt
+
+
+def _behind(context: Context) -> str:
+    return f"attempt {context.attempt} at round {context.round_number} lies behind"
 
 
 def _digest(context: Context, phase: str, request: object) -> str:

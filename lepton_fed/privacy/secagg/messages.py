@@ -51,6 +51,7 @@ __all__ = [
     "Envelope",
     "FalseMessage",
     "Reveal",
+    "Wire",
     "require_list",
 ]
 
@@ -362,6 +363,14 @@ class Envelope:
         if not check_payload(identity, _ENVELOPE, self.body(cohort), self.signature):
             why = f"the envelope of {self.sender} is not signed by it for this round"
             raise FalseMessage("", why)
+        self.check_form(cohort)
+
+    def check_form(self, cohort: Cohort) -> None:
+        """Refuse an envelope a part of which has another length than it should.
+
+        Raises:
+            FalseMessage: One has.
+        """
         for commitment in (self.mask_share, self.seed_share):
             if len(commitment) != COMMITMENT_BYTES:
                 raise FalseMessage(self.sender, f"a commitment of {len(commitment)} bytes")

@@ -46,6 +46,7 @@ class State:
         mask_shares: Share of the mask secret of each other sender that it holds one of, by name,
             hexadecimal.
         survivors: Whose vectors the site confirmed to be in the sum, sorted.
+        signed: Whose signatures over them it has seen when it revealed its shares, sorted.
     """
 
     coming: Coming = field(default_factory=Coming)
@@ -65,3 +66,4 @@ class State:
     seed_shares: dict[str, str] = field(default_factory=dict)
     mask_shares: dict[str, str] = field(default_factory=dict)
     survivors: list[str] = field(default_factory=list)
+    signed: list[str] = field(default_factory=list)

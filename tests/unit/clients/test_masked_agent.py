@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lepton_fed.clients import supervisor
 from lepton_fed.clients.agent import Agent
 from lepton_fed.clients.receipts import Receipts
 from lepton_fed.config.schema import AggregationFloor, Privacy, PrivacyFloor, SecureAggregation
@@ -143,7 +146,7 @@ def test_in_a_masked_run_no_update_leaves_as_it_is(run):
         assert reply.refusal.code == "LF4518"
         assert (reply.update, reply.counts, reply.epsilon) == (None, None, None)
     assert run.child.asked == []
-    assert [receipt.refusal for receipt in run.receipts()] == ["LF4518", "LF4518"]
+    assert [receipt.refusal for receipt in run.receipts()] == ["LF4518"], "said once, it is said"
     again = run.agent().asked(ask_for(run.agreement))
     assert again.refusal.code == "LF4518", "after a restart too"
 
@@ -261,3 +264,51 @@ def test_a_state_that_was_tampered_with_ends_in_a_code(run):
     reply = run.agent().phased(mask)
     assert (reply.refusal.code, reply.masked) == ("LF4517", None)
     assert str(run.conf.state) not in reply.refusal.what
+
+
+def test_what_leaves_again_leaves_no_second_receipt_and_is_the_same(run):
+    site = run.offered()
+    mask = run.share(site)
+    first = site.phased(mask)
+    for one in (site, site, run.agent()):
+        again = one.phased(mask)
+        assert again.masked[:].tobytes() == first.masked[:].tobytes()
+    assert [receipt.numbers["phase"] for receipt in run.receipts()] == [
+        "share, attempt 1", "mask, attempt 1"
+    ]  # fmt: skip
+
+
+def test_a_coordinator_that_asks_in_vain_fills_no_disk_and_gets_a_bare_code(run):
+    site = run.offered()
+    mask = run.share(site)
+    written = len(run.receipts())
+    for attempt in range(100, 150):
+        reply = site.phased(replace(mask, attempt=attempt))
+        assert reply.refusal.code == "LF4514"
+        assert ("at most 16 attempts" in reply.refusal.what) == (attempt < 132)
+    assert (reply.body, reply.masked, reply.accused) == (b"", None, "")
+    assert reply.refusal.what == "refused by the site"
+    assert len(run.receipts()) == written + 32
+    assert site.phased(mask).masked is not None, "an answer leaves, with its receipt"
+    assert run.receipts()[-1].vectors
+
+
+def test_what_was_left_open_long_ago_is_closed_when_a_site_starts_and_when_it_is_asked(run):
+    site = run.offered()
+    run.share(site)
+    folder = Path(run.conf.state) / "masked"
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    def put_back(now):
+        for path, content in before.items():
+            path.write_bytes(content)
+            os.utime(path, (now - 8 * 24 * 3600,) * 2)
+
+    put_back(time.time())
+    supervisor._sweep(Path(run.conf.state))
+    (state,) = folder.iterdir()
+    assert json.loads(state.read_text())["member"]["closed"] == 1
+    put_back(NOON.timestamp())
+    reply = site.phased(run.asked("advertise", AdvertRequest(run.digest)))
+    assert "round 1 is closed" in reply.refusal.what
+    assert list(folder.iterdir()) == [state]

@@ -114,11 +114,83 @@ def test_the_chain_is_the_hash_of_the_file_before(kept):
     assert kept.head() == previous
 
 
-def test_the_same_round_twice_makes_two_receipts_and_overwrites_none(kept):
+def test_another_answer_in_a_round_makes_another_receipt_and_overwrites_none(kept):
     before = [path.read_bytes() for path in paths(kept)]
-    kept.write(receipt(round=3))
+    kept.write(receipt(round=3, numbers={"sent again": "the stored answer"}))
     assert [path.read_bytes() for path in paths(kept)][:3] == before
     assert [found.round for found in kept.read()] == [1, 2, 3, 3]
+
+
+def test_what_leaves_again_has_its_receipt_already_after_a_restart_too(kept, monkeypatch):
+    said = []
+    monkeypatch.setattr(receipts_module._log, "info", lambda text, *of: said.append(text % of))
+    first = paths(kept)[1]
+    for writer in (kept, Receipts(kept._folder)):
+        assert writer.write(receipt(round=2, time="2026-01-06T12:00:00+00:00")) == first
+    assert len(paths(kept)) == 3
+    assert [first.name in line for line in said] == [True, True]
+
+
+@pytest.mark.parametrize("field", sorted(set(Receipt.__dataclass_fields__) - {"time", "previous"}))
+def test_a_receipt_that_differs_in_anything_but_its_time_is_written(kept, field):
+    others = {"round": 9, "vectors": {}, "numbers": {}}
+    kept.write(replace(receipt(round=3), **{field: others.get(field, "other")}))
+    assert len(kept.read()) == 4
+
+
+def refused(attempt, number=3, run=ABOUT["run"]):
+    asked = PhaseAsk("share", attempt, b"", replace(ASK, round_number=number))
+    reply = PhaseReply("north", refusal=Problem("LF4514", "x"))
+    return receipt_of_phase(reply, asked, {**ABOUT, "run": run})
+
+
+def test_refusals_of_a_round_are_counted_and_no_more_are_written_than_so_many(tmp_path):
+    kept = Receipts(tmp_path / "receipts")
+    for attempt in range(40):
+        path = kept.write(refused(attempt))
+        assert (path is None) == (attempt >= 32)
+    assert len(kept.read()) == 32
+    again = Receipts(kept._folder)
+    assert again.write(refused(99)) is None, "nor by the process after it"
+    assert again.write(refused(5)) is not None, "what has a receipt has it"
+    assert len(kept.read()) == 32
+    for other in (
+        refused(1, number=4),
+        refused(1, run="another"),
+        receipt(),
+        replace(refused(99), numbers={"phase": "share, attempt 99", "epsilon": "1.0"}),
+        replace(refused(99), vectors=receipt().vectors),
+    ):
+        before = len(kept.read())
+        assert again.write(other) is not None
+        assert len(kept.read()) == before + 1, "more than a code of that round has left"
+
+
+def test_the_folder_is_listed_once_however_many_receipts_are_written(kept, monkeypatch):
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(
+        receipts_module.os, "listdir", lambda path: listed.append(path) or listdir(path)
+    )
+    again = Receipts(kept._folder)
+    for number in range(10, 30):
+        again.write(receipt(round=number))
+    assert len(listed) == 1
+    assert len(again.read()) == 23
+
+
+def test_after_a_write_that_failed_late_the_chain_goes_on_from_what_is_on_disk(kept, monkeypatch):
+    write = receipts_module.write_atomic
+
+    def late(path, content):
+        write(path, content)
+        raise RunError(Problem("LF5209", "its folder cannot be synced"))
+
+    monkeypatch.setattr(receipts_module, "write_atomic", late)
+    with pytest.raises(RunError):
+        kept.write(receipt(round=4))
+    monkeypatch.undo()
+    kept.write(receipt(round=5))
+    assert [found.round for found in kept.read()] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +282,7 @@ def test_a_receipt_after_the_last_number_is_refused_not_lost(kept):
     last = paths(kept)[-1]
     last.rename(last.with_name(last.name.replace("00000003", "99999999")))
     with pytest.raises(Refused) as caught:
-        kept.write(receipt())
+        Receipts(kept._folder).write(receipt())
     assert caught.value.code == "LF4642"
     assert len(kept.read()) == 3
 

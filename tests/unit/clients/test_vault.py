@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lepton_fed.clients.vault import FileVault, MemoryVault, Remembered, StoredVector
+from lepton_fed.clients import vault as vault_module
+from lepton_fed.clients.vault import FileVault, MemoryVault, Remembered, StoredVector, prune
 from lepton_fed.core.exchange import PhaseAsk
 from lepton_fed.errors import LeptonError, Problem, Refused, RunError
 from lepton_fed.privacy.secagg.member import State
@@ -21,6 +23,12 @@ RUN = "a" * 64
 STATE = State(Coming(2, 1, ["00", "11", "22"]), 1, 1, 3, ["a", "b"], 2, seed_shares={"a": "ff"})
 ABOUT = StoredVector(2, "b" * 64, 3.5, 1.0, {"weight": "inside"})
 WORDS = np.arange(7, dtype=np.uint32)
+OPEN = State(
+    Coming(3, 1, ["5ec2e7"]), 1, 2, 3, ["a", "b"], 2, ["5ec2e7"], 2,
+    envelopes=[{"sealed": "5ec2e7"}], seed_shares={"a": "5ec2e7"}, mask_shares={"b": "5ec2e7"},
+)  # fmt: skip
+DAY = 24 * 3600.0
+NOW = time.time()  # files are written by the clock of the system
 
 
 @pytest.fixture(params=["memory", "files"])
@@ -130,13 +138,105 @@ def test_vectors_of_runs_long_over_are_removed_and_what_was_revealed_is_not(tmp_
         one.remember(Remembered(STATE))
         one.store(WORDS, ABOUT)
     (tmp_path / ".0123.partial").write_bytes(b"half")
-    FileVault(tmp_path, f"{19:064x}").prune()
+    FileVault(tmp_path, f"{19:064x}").prune(NOW)
     assert len(list(tmp_path.glob("*.json"))) == 20
-    assert len(list(tmp_path.glob("*.safetensors"))) == 16
+    assert len(list(tmp_path.glob("*.safetensors"))) == 17, "this run's, and 16 others"
     assert not list(tmp_path.glob(".*.partial"))
     assert FileVault(tmp_path, f"{19:064x}").stored() == ABOUT
     assert FileVault(tmp_path, f"{0:064x}").stored() is None
-    FileVault(tmp_path / "none yet", RUN).prune()
+    FileVault(tmp_path / "none yet", RUN).prune(NOW)
+
+
+def aged(folder, days):
+    """Make what is in a folder as old as that, counted back from now."""
+    for path in folder.iterdir():
+        os.utime(path, (NOW - days * DAY, NOW - days * DAY))
+
+
+def begun(folder, number):
+    """Return the vault of a run that has begun a round, with secrets and a vector."""
+    one = FileVault(folder, f"{number:064x}")
+    one.remember(Remembered(OPEN, [1.5]))
+    one.store(WORDS, ABOUT)
+    return one
+
+
+def test_a_round_that_nobody_went_on_with_for_a_week_is_closed_and_its_secrets_go(tmp_path):
+    one = begun(tmp_path, 1)
+    aged(tmp_path, 6.9)
+    one.prune(NOW)
+    assert (one.recall(), one.stored()) == (Remembered(OPEN, [1.5]), ABOUT)
+    aged(tmp_path, 7.1)
+    for run in (RUN, f"{1:064x}"):  # whichever is asked for, its own too
+        FileVault(tmp_path, run).prune(NOW)
+        assert one.recall() == Remembered(State(closed=2)), "what refuses a replay, and no more"
+        assert one.stored() is None
+    (left,) = tmp_path.iterdir()
+    assert b"5ec2e7" not in left.read_bytes()
+    written = left.stat().st_mtime_ns
+    aged(tmp_path, 30)
+    one.prune(NOW)
+    assert left.stat().st_mtime_ns < written, "it is not written again"
+
+
+def test_of_a_closed_round_the_answer_goes_too(tmp_path):
+    one = FileVault(tmp_path, RUN)
+    one.remember(Remembered(State(Coming(3, 1, ["5ec2e7"]), 2, 2, 1, seed_shares={"a": "ff"})))
+    aged(tmp_path, 8)
+    prune(tmp_path, NOW)
+    assert one.recall() == Remembered(State(closed=2))
+
+
+def test_an_old_vector_goes_whatever_is_known_of_its_run(tmp_path):
+    one = begun(tmp_path, 1)
+    aged(tmp_path, 8)
+    one.remember(Remembered(OPEN))
+    os.utime(paths(tmp_path)[".json"], (NOW, NOW))
+    one.prune(NOW)
+    assert (one.stored(), one.recall()) == (None, Remembered(OPEN))
+
+
+def test_a_broken_state_is_left_to_a_person_however_old_it_is(tmp_path):
+    one = begun(tmp_path, 1)
+    paths(tmp_path)[".json"].write_bytes(b"{")
+    aged(tmp_path, 400)
+    one.prune(NOW)
+    assert paths(tmp_path)[".json"].read_bytes() == b"{"
+
+
+def test_a_process_killed_while_it_prunes_leaves_no_vector_that_the_site_forgot(
+    tmp_path, monkeypatch
+):
+    """A vector without what is known of its round would be refused for good."""
+
+    def killed(path, content, mode):
+        raise KeyboardInterrupt
+
+    one = begun(tmp_path, 1)
+    aged(tmp_path, 8)
+    os.utime(paths(tmp_path)[".safetensors"], (NOW - 6 * DAY,) * 2)  # it trained for long
+    with monkeypatch.context() as patch:
+        patch.setattr(vault_module, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            one.prune(NOW)
+    assert one.stored() is None
+    one.prune(NOW)
+    assert one.recall() == Remembered(State(closed=2))
+
+
+def test_of_runs_that_nothing_was_shared_in_so_many_are_kept_and_all_others(tmp_path):
+    """A coordinator can offer run after run and ask each for an advert."""
+    for number in range(60):
+        one = begun(tmp_path, number) if number < 20 else FileVault(tmp_path, f"{number:064x}")
+        if number >= 20:
+            one.remember(Remembered(State(Coming(1, 1, ["5ec2e7"]))))
+        os.utime(tmp_path / f"{number:064x}.json", (NOW - 100 + number, NOW - 100 + number))
+    unfinished = FileVault(tmp_path, f"{25:064x}")  # killed before its state knew of the vector
+    unfinished.store(WORDS, ABOUT)
+    FileVault(tmp_path, f"{30:064x}").prune(NOW)
+    left = sorted(int(path.stem, 16) for path in tmp_path.glob("*.json"))
+    assert left == [*range(20), 30, *range(44, 60)]
+    assert unfinished.stored() is None
 
 
 # --- with the site

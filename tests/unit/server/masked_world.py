@@ -29,7 +29,7 @@ from lepton_fed.core.pace import Deadline
 from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Task
 from lepton_fed.errors import LeptonError, Problem
-from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.privacy.dp.shared import noise_to_agree_on
 from lepton_fed.privacy.secagg.plan import Shape, masked_layout
 from lepton_fed.privacy.secagg.vector import MaskedLayout, Opened
@@ -94,6 +94,7 @@ class MaskedWorld:
             "run-1", self.task, StrategyConf(), self.rounds, 7, privacy, len(self.names), noise
         )
         self.folder = RunFolder.create(self.root, "test", "conf: true\n")
+        self.pinned: dict[str, Mapping[str, PublicKey]] = {}
         self.vaults: dict[str, Vault] = {}
         self.answered: Counter[tuple[str, int, bool]] = Counter()
         self.now = 0.0
@@ -114,7 +115,7 @@ class MaskedWorld:
         return MaskedSite(
             name,
             self.identities[name],
-            self.roster,
+            self.pinned.get(name, self.roster),
             self.agreement,
             SHAPE,
             self.floor,
@@ -144,6 +145,10 @@ class MaskedWorld:
             return self.site(name).take(asked)
         except LeptonError as error:
             return PhaseReply(name, refusal=error.problems[0])
+
+    def pin(self, *names: str) -> None:
+        """Have sites go by the roster as it is now, also when the coordinator's changes."""
+        self.pinned |= {name: dict(self.roster) for name in names or self.names}
 
     # --- the coordinator
 

@@ -16,6 +16,7 @@ from lepton_fed.config.schema import SecureAggregation
 from lepton_fed.core.exchange import PhaseAsk, PhaseReply
 from lepton_fed.core.pace import Deadline
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.secagg.messages import Envelope
 from lepton_fed.runs import files
 from lepton_fed.server.groups import GroupFiles, GroupSum
 from tests.unit.server.masked_world import PHASES, Line, MaskedWorld, failing, lost, silent
@@ -148,7 +149,7 @@ def test_in_groups_too(tmp_path: Path, watch: Callable[[Points], None]) -> None:
     watch(points)
     undisturbed = MaskedWorld(tmp_path / "0", names, secure)
     expected = [group.names for group in undisturbed.sums(Line(undisturbed))]
-    assert len(points.names) == 2 * 2 * 4, "two points of each group before each phase but one"
+    assert len(points.names) == 2 * 2 * 6, "before each phase but one, and two large files more"
     for at in range(1, len(points.names) + 1):
         world = MaskedWorld(tmp_path / str(at), names, secure)
         watch(Points(at))
@@ -187,25 +188,50 @@ def test_what_another_process_left_of_an_earlier_round_is_not_gone_on_with(tmp_p
     assert {asked.ask.round_number for _, asked in line.asked} == {2}
 
 
-@pytest.mark.parametrize("spoil", ["cut", "empty", "no sum", "another shape", "no word"])
+FILES = ("group-0001.json", "group-0001.envelopes.jsonl", "group-0001.sum.safetensors")
+
+
+def without_a_line(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def another_shape(path: Path) -> None:
+    arrays, about = files.read_tensors(path)
+    files.write_tensors(path, {"total": arrays["total"][:-1]}, about)
+
+
+def of_another_attempt(path: Path) -> None:
+    content = path.read_bytes()
+    for old in (b'"attempt":1', b'\\"attempt\\":1'):
+        content = content.replace(old, old[:-1] + b"2")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        *((name, lambda path: path.write_bytes(path.read_bytes()[:-3])) for name in FILES),
+        *((name, lambda path: path.write_bytes(b"")) for name in FILES),
+        *((name, Path.unlink) for name in FILES),
+        *((name, of_another_attempt) for name in FILES[1:]),
+        (FILES[1], without_a_line),
+        (FILES[2], another_shape),
+        (FILES[2], lambda path: files.write_tensors(path, {}, files.read_about(path))),
+        (FILES[2], lambda path: files.write_tensors(path, files.read_tensors(path)[0], {})),
+    ],
+)
 def test_a_broken_file_costs_the_round_at_most_and_reveals_nothing_new(
-    tmp_path: Path, spoil: str
+    tmp_path: Path, name: str, spoil: Callable[[Path], object]
 ) -> None:
     world = MaskedWorld(tmp_path)
     first = Line(world, failing({("b", "mask"): silent}))
     (whole,) = world.sums(first)
-    (path,) = world.folder.masked.iterdir()
-    arrays, about = files.read_tensors(path)
-    if spoil == "cut":
-        path.write_bytes(path.read_bytes()[:-3])
-    elif spoil == "empty":
-        path.write_bytes(b"")
-    elif spoil == "no sum":
-        files.write_tensors(path, {}, about)
-    elif spoil == "another shape":
-        files.write_tensors(path, {"total": arrays["total"][:-1]}, about)
-    else:
-        files.write_tensors(path, arrays, {})
+    folder = world.folder.masked
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    before = (folder / name).read_bytes()
+    spoil(folder / name)
+    assert not (folder / name).exists() or (folder / name).read_bytes() != before
+    assert list(GroupFiles(folder).load(1)) == [] or spoil in (another_shape, without_a_line)
     second = Line(world)
     sums = world.sums(second)
     for group in sums:
@@ -213,6 +239,29 @@ def test_a_broken_file_costs_the_round_at_most_and_reveals_nothing_new(
         world.require_sum(group)
     assert same_answers(first, second)
     assert second.came("mask", 2) == []
+
+
+def test_large_files_are_written_once_and_envelopes_not_verified_again(
+    tmp_path: Path, watch: Callable[[Points], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    moved = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: written.append(to.name) or moved(self, to)
+    )
+    world = MaskedWorld(tmp_path)
+    written.clear()
+    deaf = failing({(name, "reveal"): lost for name in world.names})
+    assert world.sums(Line(world, deaf)) == []
+    assert written == [FILES[0], FILES[1], FILES[0], FILES[2], FILES[0], FILES[0]]
+
+    def verified(*_: object) -> None:
+        raise AssertionError("a signature was verified that this coordinator had verified before")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Envelope, "check", verified)
+        (group,) = world.sums(Line(world))
+    world.require_sum(group)
 
 
 def test_a_roster_that_changed_meanwhile_begins_another_attempt(tmp_path: Path) -> None:
@@ -236,14 +285,17 @@ def test_files_are_written_before_the_phase_that_they_are_of_is_asked(tmp_path: 
         def phase(self, asks: Any, deadline: Any = None, answer_bytes: int = 0) -> Any:
             loaded = list(GroupFiles(world.folder.masked).load(1))
             phase = next(iter(asks.values())).phase
-            seen[phase] = [(group.stage, progress) for group, progress, _, _ in loaded]
+            seen[phase] = [(each.group.stage, each) for each in loaded]
             return super().phase(asks, deadline, answer_bytes)
 
     world.sums(Looking(world))
     assert seen.pop("advertise") == []
-    for phase, ((stage, progress),) in seen.items():
+    for phase, ((stage, saved),) in seen.items():
         assert stage == phase
-        assert len(progress.adverts) == 3
-        assert len(progress.envelopes) == (3 if phase != "share" else 0)
-        assert progress.survivors == (list("abc") if phase in ("confirm", "reveal") else [])
-        assert len(progress.confirmations) == (3 if phase == "reveal" else 0)
+        assert len(saved.progress.adverts) == 3
+        late = phase in ("confirm", "reveal")
+        assert list(saved.envelopes) == (list("abc") if phase != "share" else [])
+        assert saved.progress.senders == list(saved.envelopes)
+        assert saved.progress.survivors == (list("abc") if late else [])
+        assert (saved.total is not None) == late
+        assert len(saved.progress.confirmations) == (3 if phase == "reveal" else 0)

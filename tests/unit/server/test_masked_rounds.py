@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lepton_fed.config.schema import SecureAggregation
+from lepton_fed.config.schema import AggregationFloor, SecureAggregation
 from lepton_fed.core.exchange import PhaseAsk, PhaseReply, ask_digest
 from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.secagg import keys
 from lepton_fed.privacy.secagg.member import Member, Rules
 from lepton_fed.privacy.secagg.messages import Advert, Cohort, Envelope
 from lepton_fed.privacy.secagg.plan import context_of, roster_digest
@@ -350,10 +351,10 @@ def test_after_a_false_confirmation_too_many_the_next_attempt_is_without_its_sen
     assert line.came("reveal", 1) == []
 
 
-def accusing(accusers: str, accused: str) -> Fault:
+def accusing(accusers: str, accused: str, phase: str = "mask") -> Fault:
     def fault(name: str, asked: PhaseAsk, answer: Answer) -> Iterable[PhaseReply]:
         reply = answer()
-        if name in accusers and asked.phase == "mask" and asked.attempt == 1:
+        if name in accusers and asked.phase == phase and asked.attempt == 1:
             problem = Problem("LF4514", "its share is not the one it committed to")
             return [PhaseReply(name, refusal=problem, accused=accused)]
         return [reply]
@@ -375,6 +376,157 @@ def test_on_the_word_of_two_the_accused_is_left_out_alone(tmp_path: Path) -> Non
     (group,) = world.sums(Line(world, fault))
     assert group.names == tuple("acdef")
     world.require_sum(group)
+
+
+@pytest.mark.parametrize("phase", ["share", "mask"])
+def test_whom_two_accuse_is_not_in_the_sum_and_they_are_though_enough_were_left(
+    tmp_path: Path, phase: str
+) -> None:
+    world = MaskedWorld(tmp_path, tuple("abcdef"), on_disk=True)
+    line = Line(world, accusing("ac", "b", phase))
+    (group,) = world.sums(line)
+    assert group.names == tuple("acdef")
+    world.require_sum(group)
+    assert set(world.answered.values()) == {1}, "they mask their stored vectors again"
+    assert line.came("confirm", 1) == [], "nothing was confirmed of the first sum, or revealed"
+    (event,) = world.events("secagg.abandoned")
+    assert (event["attempt"], event["phase"]) == (1, "mask")
+    assert event["why"] == "two sites or more accuse b"
+    assert [e["sites"] for e in world.events("secagg.formed")] == [list("abcdef"), list("acdef")]
+
+
+def test_on_the_word_of_one_the_attempt_goes_on_without_the_accuser(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path, tuple("abcdef"))
+    line = Line(world, accusing("a", "b"))
+    (group,) = world.sums(line)
+    assert group.names == tuple("bcdef")
+    world.require_sum(group)
+    assert {asked.attempt for _, asked in line.asked} == {1}
+
+
+def test_two_who_accuse_two_are_heard_one_at_a_time(tmp_path: Path) -> None:
+    """One word against another each: as with one accuser, they leave and the attempt goes on."""
+    world = MaskedWorld(tmp_path, tuple("abcdefg"))
+    fault = both(accusing("a", "b"), accusing("c", "d"))
+    (group,) = world.sums(Line(world, fault))
+    assert group.names == tuple("bdefg")
+    world.require_sum(group)
+
+
+def test_a_pair_that_always_lies_throws_one_site_out_of_each_attempt_but_the_last(
+    tmp_path: Path,
+) -> None:
+    """It cannot stop the round: in the last attempt there is no other to be made."""
+    world = MaskedWorld(
+        tmp_path,
+        tuple("abcdefghij"),
+        SecureAggregation(enabled=True, threshold=0.6),
+        floor=AggregationFloor(threshold=0.6),
+    )
+
+    def fault(name: str, asked: PhaseAsk, answer: Answer) -> Iterable[PhaseReply]:
+        reply = answer()
+        if name in "ac" and asked.phase == "mask":
+            problem = Problem("LF4514", "its share is not the one it committed to")
+            return [PhaseReply(name, refusal=problem, accused="bde"[asked.attempt - 1])]
+        return [reply]
+
+    line = Line(world, fault)
+    (group,) = world.sums(line)
+    assert group.names == tuple("efghij")
+    world.require_sum(group)
+    assert {asked.attempt for _, asked in line.asked} == {1, 2, 3}
+
+
+def test_only_who_was_asked_accuses_once_and_of_what_it_was_sent(tmp_path: Path) -> None:
+    world = MaskedWorld(tmp_path, tuple("abcdef"))
+    accused = PhaseReply("", refusal=Problem("LF4514", "false"), accused="b")
+
+    def fault(name: str, asked: PhaseAsk, answer: Answer) -> Iterable[PhaseReply]:
+        reply = answer()
+        if asked.phase == "mask":
+            said = {
+                "a": [reply, replace(accused, site="a")],  # after an answer
+                "c": [replace(accused, site=n) for n in ("c", "c", "zoe", "not-c")],
+                "b": [reply],
+            }
+            return said.get(name, [reply])
+        return [reply]
+
+    line = Line(world, fault)
+    (group,) = world.sums(line)
+    assert group.names == tuple("abdef")
+    world.require_sum(group)
+    assert {asked.attempt for _, asked in line.asked} == {1}
+
+
+def test_on_the_coordinators_own_word_nobody_accuses_another(tmp_path: Path) -> None:
+    """What a site confirms or opens is said by the coordinator alone."""
+    world = MaskedWorld(tmp_path, tuple("abcdef"))
+    accusers = accusing("de", "b", "confirm")
+    (group,) = world.sums(Line(world, both(accusers, failing({("a", "confirm"): garbled(b"{}")}))))
+    assert group.names == tuple("bcdef")
+    world.require_sum(group)
+
+
+def test_who_accuses_itself_or_one_that_is_not_in_the_cohort_accuses_nobody(
+    tmp_path: Path,
+) -> None:
+    world = MaskedWorld(tmp_path, tuple("abcdef"))
+    fault = both(accusing("a", "a"), accusing("c", "zoe"))
+    line = Line(world, fault)
+    (group,) = world.sums(line)
+    assert group.names == tuple("bdef")
+    world.require_sum(group)
+
+
+def test_a_secret_wrapped_falsely_is_named_when_its_maker_drops_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who got it cannot tell; the coordinator can, and too late for the round."""
+    world = MaskedWorld(tmp_path, secure=SecureAggregation(enabled=True, post_quantum=True))
+    right, lying = keys._pair_secret, []
+
+    def pair_secret(*about: Any) -> bytearray:
+        return bytearray(32) if lying else right(*about)
+
+    monkeypatch.setattr(keys, "_pair_secret", pair_secret)
+
+    def fault(name: str, asked: PhaseAsk, answer: Answer) -> Iterable[PhaseReply]:
+        if name == "b" and asked.phase == "mask":
+            return []
+        lying.extend([name] * (name == "b"))
+        reply = answer()
+        lying.clear()
+        return [reply]
+
+    line = Line(world, fault)
+    assert world.sums(line) == []
+    assert line.came("mask") == list("acde"), "nobody else noticed"
+    assert world.refusals() == [("b", "LF4415")]
+    assert world.events("secagg.opened") == []
+
+
+def test_an_attempt_that_ends_with_its_adverts_is_made_again_under_its_number(
+    tmp_path: Path,
+) -> None:
+    """A coordinator that is restarted in it begins there too, and sites do not go back."""
+    world = MaskedWorld(tmp_path, on_disk=True)
+    asked_before: set[str] = set()
+
+    def fault(name: str, asked: PhaseAsk, answer: Answer) -> Iterable[PhaseReply]:
+        reply = answer()
+        if asked.phase != "advertise" or name in asked_before or name in "ab":
+            return [reply]
+        asked_before.add(name)
+        return [replace(reply, body=b"{}")] if name == "c" else []
+
+    line = Line(world, fault)
+    (group,) = world.sums(line)
+    assert group.names == tuple("abde")
+    world.require_sum(group)
+    assert {asked.attempt for _, asked in line.asked} == {1}
+    assert [e["phase"] for e in world.events("secagg.abandoned")] == ["advertise"]
 
 
 def test_an_accusation_of_a_stranger_changes_nothing_for_the_others(tmp_path: Path) -> None:

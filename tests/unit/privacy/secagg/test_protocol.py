@@ -108,7 +108,8 @@ def attempt(
         content = json.dumps(asdict(before.progress)).encode()
         after = federation.collector(context)
         total = before.total.copy() if before.progress.survivors else None
-        after.resume(decode(Progress, strict_json(content)), total)
+        envelopes = json.loads(json.dumps(list(before.envelopes())))
+        after.resume(decode(Progress, strict_json(content)), envelopes, total)
         return after
 
     collector = federation.collector(context)
@@ -182,9 +183,11 @@ def test_a_coordinator_cannot_go_on_with_survivors_and_no_sum_of_theirs() -> Non
     progress = replace(collector.progress, survivors=["a", "b"])
     for total in (None, np.zeros(SIZE + 1, np.uint32), np.zeros(SIZE, np.uint64)):
         with pytest.raises(ValueError, match="no sum of theirs"):
-            Collector(ROUND, federation.roster, SIZE).resume(progress, total)
+            Collector(ROUND, federation.roster, SIZE).resume(progress, total=total)
     with pytest.raises(ValueError, match="cannot be among the survivors"):
-        Collector(ROUND, federation.roster, SIZE).resume(progress, np.zeros(SIZE, np.uint32))
+        Collector(ROUND, federation.roster, SIZE).resume(progress, total=np.zeros(SIZE, np.uint32))
+    with pytest.raises(ValueError, match="of other senders"):
+        Collector(ROUND, federation.roster, SIZE).resume(replace(progress, senders=["a"]))
 
 
 @pytest.mark.parametrize("part", ["mask", "envelope"])
