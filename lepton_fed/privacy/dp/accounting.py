@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, ClassVar
 
 from lepton_fed.errors import Problem, TaskError
 
@@ -19,8 +20,11 @@ __all__ = [
     "ADJACENCY",
     "GRID",
     "LARGEST_NOISE",
+    "Event",
+    "OrderedGaussian",
     "SampledGaussian",
     "epsilon_of",
+    "event_of",
     "noise_multiplier_for",
 ]
 
@@ -50,14 +54,125 @@ class SampledGaussian:
     sampling_rate: float
     steps: int
 
+    sampler: ClassVar[str] = "poisson"
+    adjacency: ClassVar[str] = "add-or-remove-one"
+
     def __post_init__(self) -> None:
-        if not (0 <= self.noise_multiplier < math.inf and 0 < self.sampling_rate <= 1):
-            raise ValueError(f"no such mechanism: {self}")
-        if self.steps < 0:
-            raise ValueError(f"{self.steps} steps cannot have been run")
+        _check_numbers(self)
+
+    def record(self) -> dict[str, str | int | float]:
+        """Return the event as plain JSON; :func:`event_of` reads it back."""
+        return _record(self)
+
+    def parts(self) -> tuple[float, float, int]:
+        """Return noise multiplier, sampling rate and times of the Gaussians to account for."""
+        return self.noise_multiplier, self.sampling_rate, self.steps
 
 
-def epsilon_of(events: Iterable[SampledGaussian], delta: float) -> float:
+@dataclass(frozen=True)
+class OrderedGaussian:
+    """Steps of DP-SGD on batches that were cut from an order of all rows.
+
+    A record is in one batch of a pass, whichever it is. Whoever is told which one sees a Gaussian
+    once a pass and, in the other batches, nothing that depends on the record; being told less never
+    costs more (the privacy loss is jointly quasi-convex in the two neighbours). So one un-amplified
+    Gaussian a pass bounds both orders: L. Chua et al.: How Private are DP-SGD Implementations?
+    ICML 2024, arXiv:2403.17673, section 3.
+
+    The neighbour has the record's place empty: were the place gone too, the rows behind it would
+    move up into other batches.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        sampling_rate: Batch over rows, in (0, 1]; told, never credited.
+        steps: Number of steps.
+        passes: Most steps that one record is in; at most ``steps``.
+        sampler: ``shuffled`` (an order for each pass) or ``full`` (always the same one).
+
+    Raises:
+        ValueError: A number is out of range, or there is no such sampler.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    passes: int
+    sampler: str
+
+    adjacency: ClassVar[str] = "zero-out-one"
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        if not min(1, self.steps) <= self.passes <= self.steps:
+            raise ValueError(f"{self.steps} steps cannot take {self.passes} passes")
+        if self.sampler not in ("shuffled", "full"):
+            raise ValueError(f"no such order: {self.sampler!r}")
+
+    def record(self) -> dict[str, str | int | float]:
+        """Return the event as plain JSON; :func:`event_of` reads it back."""
+        return {**_record(self), "passes": self.passes}
+
+    def parts(self) -> tuple[float, float, int]:
+        """Return noise multiplier, sampling rate and times of the Gaussians to account for."""
+        return self.noise_multiplier, 1.0, self.passes
+
+
+Event = SampledGaussian | OrderedGaussian
+"""What a sampler did, as it is charged."""
+
+
+def _check_numbers(event: Event) -> None:
+    if not (0 <= event.noise_multiplier < math.inf and 0 < event.sampling_rate <= 1):
+        raise ValueError(f"no such mechanism: {event}")
+    if event.steps < 0:
+        raise ValueError(f"{event.steps} steps cannot have been run")
+
+
+def _record(event: Event) -> dict[str, str | int | float]:
+    return {
+        "adjacency": event.adjacency,
+        "noise_multiplier": event.noise_multiplier,
+        "sampler": event.sampler,
+        "sampling_rate": event.sampling_rate,
+        "steps": event.steps,
+    }
+
+
+def event_of(record: Mapping[str, Any]) -> Event:
+    """Return the event that ``record()`` wrote down.
+
+    Args:
+        record: Exactly the fields of an event.
+
+    Raises:
+        ValueError: A field is missing, one too many, of another type or out of range.
+
+    Example:
+        >>> event = SampledGaussian(1.1, 0.01, 100)
+        >>> event_of(event.record()) == event
+        True
+    """
+    try:
+        noise, rate, steps = (record[key] for key in ("noise_multiplier", "sampling_rate", "steps"))
+        counts = [steps, *([record["passes"]] if "passes" in record else [])]
+        if any(type(count) is not int for count in counts):
+            raise TypeError("a count is no whole number")
+        if any(type(number) not in (int, float) for number in (noise, rate)):
+            raise TypeError("a rate or noise multiplier is no number")
+        event: Event = (
+            OrderedGaussian(float(noise), float(rate), steps, counts[1], record["sampler"])
+            if "passes" in record
+            else SampledGaussian(float(noise), float(rate), steps)
+        )
+        whole = event.record() == dict(record)
+    except (ArithmeticError, KeyError, TypeError) as error:
+        raise ValueError(f"not the record of an event: {error}") from error
+    if not whole:
+        raise ValueError("not the record of an event: its fields do not go together")
+    return event
+
+
+def epsilon_of(events: Iterable[Event], delta: float) -> float:
     """Return the epsilon that all events together cost at ``delta``.
 
     Args:
@@ -69,7 +184,8 @@ def epsilon_of(events: Iterable[SampledGaussian], delta: float) -> float:
     """
     merged: Counter[tuple[float, float]] = Counter()
     for event in events:
-        merged[event.noise_multiplier, event.sampling_rate] += event.steps
+        noise, rate, times = event.parts()
+        merged[noise, rate] += times
     return _epsilon(tuple(sorted((key, steps) for key, steps in merged.items() if steps)), delta)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import math
 import re
 from pathlib import Path
@@ -13,7 +14,13 @@ import pytest
 from scipy import stats
 
 from lepton_fed.errors import TaskError
-from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, noise_multiplier_for
+from lepton_fed.privacy.dp.accounting import (
+    OrderedGaussian,
+    SampledGaussian,
+    epsilon_of,
+    event_of,
+    noise_multiplier_for,
+)
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
 
@@ -109,6 +116,73 @@ def test_epsilon_grows_with_steps_and_rate_and_falls_with_noise_and_delta():
 def test_an_event_that_cannot_have_been_run_is_refused(numbers):
     with pytest.raises(ValueError):
         SampledGaussian(*numbers)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (-1.0, 0.1, 10, 1, "shuffled"),
+        (1.0, 0.0, 10, 1, "shuffled"),
+        (1.0, 0.1, -1, -1, "shuffled"),
+        (1.0, 0.1, 10, 0, "shuffled"),
+        (1.0, 0.1, 10, 11, "full"),
+        (1.0, 0.1, 10, 1, "poisson"),
+    ],
+)
+def test_an_order_that_cannot_have_been_run_is_refused(numbers):
+    with pytest.raises(ValueError):
+        OrderedGaussian(*numbers)
+
+
+EVENTS = [
+    SampledGaussian(1.1, 0.01, 100),
+    SampledGaussian(1.1, 1.0, 0),
+    OrderedGaussian(0.7, 0.1, 25, 3, "shuffled"),
+    OrderedGaussian(0.7, 0.1, 25, 3, "full"),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_event_comes_back_from_its_record_through_json(event):
+    record = json.loads(json.dumps(event.record()))
+    assert event_of(record) == event
+    assert record["sampler"] == event.sampler
+    assert record["adjacency"] == event.adjacency
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 2.0},
+        {"steps": True},
+        {"steps": "2"},
+        {"steps": -1},
+        {"passes": 30},
+        {"noise_multiplier": "1"},
+        {"noise_multiplier": None},
+        {"sampling_rate": 1.5},
+        {"sampling_rate": 10**400},
+        {"sampler": "poisson"},
+        {"sampler": ["full"]},
+        {"adjacency": "add-or-remove-one"},
+        {"more": 1},
+    ],
+)
+def test_a_record_that_is_not_an_event_s_is_refused(change):
+    record = EVENTS[2].record()
+    with pytest.raises(ValueError):
+        event_of({**record, **change})
+    for key in record:
+        with pytest.raises(ValueError):
+            event_of({other: value for other, value in record.items() if other != key})
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "full"])
+def test_an_order_costs_a_gaussian_a_pass_and_is_never_amplified(sampler):
+    ordered = OrderedGaussian(2.0, 0.001, 3000, 3, sampler)
+    assert epsilon_of([ordered], DELTA) == epsilon_of([SampledGaussian(2.0, 1.0, 3)], DELTA)
+    mixed = [ordered, SampledGaussian(2.0, 0.001, 3000)]
+    assert epsilon_of(mixed, DELTA) > epsilon_of([ordered], DELTA)
 
 
 @pytest.mark.parametrize(
