@@ -75,6 +75,12 @@ def flat(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
+def noise_of(model, std):
+    """The noise that the first step adds: each parameter's is drawn by itself, in order."""
+    entropy = Entropy(KEY)
+    return flat(torch.from_numpy(std * entropy.normal(p.numel())) for p in model.parameters())
+
+
 def gradient_of(model):
     return flat(p.grad for p in model.parameters() if p.requires_grad)
 
@@ -212,8 +218,7 @@ def test_a_parameter_that_the_loss_ignores_gets_noise_alone():
         dp.gradient(data.inputs, data.targets)
     assert not found[:6].any()
     torch.testing.assert_close(found[6:], reference, rtol=1e-4, atol=1e-6)
-    noise = torch.from_numpy(2 * Entropy(KEY).normal(len(found)))
-    torch.testing.assert_close(gradient_of(model)[:6], noise[:6])
+    torch.testing.assert_close(gradient_of(model)[:6], noise_of(model, 2.0)[:6])
 
 
 def traces(model):
@@ -279,11 +284,10 @@ def test_a_model_s_own_activations_are_not_taken_for_leftovers():
 def test_an_empty_batch_adds_noise_and_nothing_else():
     of = task()
     model = build_model(of, (1, 6, 6), seed=2).train()
-    size = sum(p.numel() for p in model.parameters())
     with engine(model, of, clip=0.5, noise=2.0, expected=4) as dp:
         dp.gradient(torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.int64))
-    noise = torch.from_numpy(Entropy(KEY).normal(size))
-    torch.testing.assert_close(gradient_of(model), noise * 2.0 * 0.5 / 4, rtol=1e-6, atol=0)
+    expected = noise_of(model, 2.0 * 0.5) / 4
+    torch.testing.assert_close(gradient_of(model), expected, rtol=1e-6, atol=0)
 
 
 def test_the_sum_is_divided_by_the_expected_batch_not_by_the_drawn_one():
