@@ -40,6 +40,7 @@ from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.identity.words import key_words
+from lepton_fed.privacy.dp.accounting import terms
 from lepton_fed.privacy.secagg.plan import require_post_quantum
 from lepton_fed.runs.files import write_atomic, writing
 
@@ -258,7 +259,8 @@ class Agent:
     def _receive(self, reply: Reply, ask: Ask) -> None:
         about = self._receipt_about(ask)
         if about is not None:
-            self._receipts.write(receipt_of(reply, ask, about))
+            record = self._agreed[ask.agreement].privacy.record
+            self._receipts.write(receipt_of(reply, ask, about, terms(record.sampler, record.delta)))
 
     def _receive_phase(self, reply: PhaseReply, asked: PhaseAsk) -> None:
         about = self._receipt_about(asked.ask)

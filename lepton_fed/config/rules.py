@@ -200,6 +200,13 @@ def _record_privacy(conf: SimulationConf | ServerConf) -> Iterator[Problem]:
             key="task.training.max_gradient_norm",
             remedy="set it to null and privacy.record.clip to the norm",
         )
+    if isinstance(conf, ServerConf) and conf.privacy.record.randomness != "system":
+        yield Problem(
+            "LF1069",
+            "noise from a seed protects nobody: every site refuses it",
+            key="privacy.record.randomness",
+            remedy="set it to system; only a simulation may take insecure_seeded",
+        )
 
 
 def _outside_epsilon(privacy: Privacy) -> Iterator[Problem]:

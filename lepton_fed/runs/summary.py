@@ -56,6 +56,9 @@ class RunSummary:
         sites: The sites, by name.
         events: Hash of the event log's last line: what the log is held to.
         masked: Whether the coordinator saw the sums of updates alone.
+        sampler: How record-level DP drew a step's records; empty without it.
+        randomness: Where its noise and batches came from: ``system``, or ``insecure_seeded``, which
+            protects nobody; empty without it.
     """
 
     run: str
@@ -79,3 +82,5 @@ class RunSummary:
     sites: list[SiteSummary]
     events: str = ""
     masked: bool = False
+    sampler: str = ""
+    randomness: str = ""

@@ -17,7 +17,8 @@ from lepton_fed.core.task import Schedule, Task, TrainingSpec
 from lepton_fed.errors import Problem, RunError, TaskError
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.dp.planning import steps_a_round
+from lepton_fed.privacy.dp.sampling import sampler_of
 from lepton_fed.strategies.base import SiteRule
 from lepton_fed.training.device import model_on
 from lepton_fed.training.numeric import arranged, autocast, numeric_settings
@@ -82,11 +83,13 @@ class PrivateTraining:
         clip: Euclidean norm to which a record's gradient is clipped.
         noise_multiplier: Standard deviation of the noise over ``clip``.
         entropy: The site's own entropy, for sampling and noise.
+        sampler: How a step's records are drawn: one of ``SAMPLERS``.
     """
 
     clip: float
     noise_multiplier: float
     entropy: Entropy
+    sampler: str = "poisson"
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,20 @@ class Trained:
     learning_rate: float
 
 
-def steps_of(training: TrainingSpec, rows: int, *, private: bool) -> int:
+def steps_of(training: TrainingSpec, rows: int, *, sampler: str | None) -> int:
     """Return the optimiser steps of one round.
 
     Args:
         training: The task's training.
         rows: Rows of the site.
-        private: Whether batches are Poisson samples (record-level DP).
+        sampler: How record-level DP draws a step's records; None without it.
     """
+    if sampler is not None:
+        drawn = sampler_of(sampler, rows, training.batch_size)
+        return steps_a_round(drawn, training.epochs, training.steps)
     if training.steps is not None:
         return training.steps
-    epochs = training.epochs or 1
-    if private:
-        return epochs * PoissonSampler(rows, training.batch_size).steps_per_epoch
-    return epochs * math.ceil(rows / training.batch_size)
+    return (training.epochs or 1) * math.ceil(rows / training.batch_size)
 
 
 def learning_rate_factor(
@@ -193,7 +196,7 @@ def train(
     device = devices[0]
     if private is not None:
         check_private(task, len(devices))
-    steps = steps_of(task.training, len(rows), private=private is not None)
+    steps = steps_of(task.training, len(rows), sampler=private.sampler if private else None)
     model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     shared = [entry.name for entry in layout.of_rule("shared")]
@@ -316,11 +319,11 @@ def _backward(
 def _batches(
     rows: LocalRows, task: Task, steps: int, moment: Moment, private: PrivateTraining | None
 ) -> Iterator[Tensor]:
-    """Yield the row numbers of each step: Poisson samples under DP, shuffled epochs otherwise."""
+    """Yield the row numbers of each step: what the site's sampler draws, or shuffled epochs."""
     device = rows.targets.device
     size = task.training.batch_size
     if private is not None:
-        sampler = PoissonSampler(len(rows), size)
+        sampler = sampler_of(private.sampler, len(rows), size)
         for drawn in sampler.batches(steps, private.entropy):
             yield torch.from_numpy(drawn).to(device)
         return

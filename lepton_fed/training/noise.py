@@ -4,44 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.errors import Problem, TaskError
-from lepton_fed.privacy.dp.accounting import SampledGaussian, noise_multiplier_for
 from lepton_fed.privacy.dp.engine import DpSgd, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.dp.planning import NoisePlan, plan_for
+from lepton_fed.privacy.dp.sampling import sampler_of
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import check_private, record_losses, steps_of
 
-__all__ = ["NoisePlan", "check_trainable", "plan_noise"]
+__all__ = ["check_trainable", "plan_noise"]
 
 _PROBES = 3
-_MOST_STEPS = 10_000_000  # beyond it composing the privacy loss takes minutes
-
-
-@dataclass(frozen=True)
-class NoisePlan:
-    """How a site's rounds are sampled and noised.
-
-    Args:
-        sampler: Draws the batches.
-        steps: Steps of one round.
-        noise_multiplier: Standard deviation of the noise over the clipping norm.
-    """
-
-    sampler: PoissonSampler
-    steps: int
-    noise_multiplier: float
-
-    @property
-    def round_event(self) -> SampledGaussian:
-        """Return what one round costs."""
-        return self.sampler.event(self.noise_multiplier, self.steps)
 
 
 def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> NoisePlan:
@@ -49,39 +27,19 @@ def plan_noise(kit: TaskKit, record: RecordPrivacy, rows: int, rounds: int) -> N
 
     Args:
         kit: The task's kit.
-        record: Target epsilon, delta and clipping norm.
+        record: Target epsilon, delta, clipping norm and sampler.
         rows: Rows the site trains on.
         rounds: Rounds of the run; a site is charged as if it took part in all.
 
     Raises:
         TaskError: Delta is not below 1 / rows, the run has more steps than can be accounted, or no
             noise reaches the target.
+        RunError: LF3310, the accountants contradict each other.
     """
-    if record.delta >= 1.0 / rows:
-        raise TaskError(
-            Problem(
-                "LF3307",
-                f"delta {record.delta:g} is not below 1/{rows}: with {rows} rows it would allow "
-                "one of them to be published whole",
-                key="privacy.record.delta",
-                remedy=f"a delta well below {1.0 / rows:.1g}",
-            )
-        )
     training = kit.task.training
-    sampler = PoissonSampler(rows, training.batch_size)
-    steps = steps_of(training, rows, private=True)
-    if rounds * steps > _MOST_STEPS:
-        raise TaskError(
-            Problem(
-                "LF3308",
-                f"{rounds} rounds of {steps} steps are more than the {_MOST_STEPS:,} that can be "
-                "accounted",
-                key="rounds.count",
-                remedy="fewer rounds, fewer epochs or larger batches",
-            )
-        )
-    noise = noise_multiplier_for(record.epsilon, record.delta, sampler.rate, rounds * steps)
-    return NoisePlan(sampler, steps, noise)
+    sampler = sampler_of(record.sampler, rows, training.batch_size)
+    steps = steps_of(training, rows, sampler=record.sampler)
+    return plan_for(sampler, steps, rounds, epsilon=record.epsilon, delta=record.delta)
 
 
 def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:

@@ -151,13 +151,16 @@ def test_as_many_steps_as_epochs_have_are_the_epochs():
 
 
 def test_the_steps_of_a_round_are_counted():
-    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, private=False) == 12
-    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 32, private=False) == 12
-    assert steps_of(TrainingSpec(epochs=1, batch_size=64), 29, private=False) == 1
-    assert steps_of(TrainingSpec(epochs=None, steps=7), 29, private=False) == 7
+    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, sampler=None) == 12
+    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 32, sampler=None) == 12
+    assert steps_of(TrainingSpec(epochs=1, batch_size=64), 29, sampler=None) == 1
+    assert steps_of(TrainingSpec(epochs=None, steps=7), 29, sampler=None) == 7
     # Poisson: 29/8 steps take each row once in the mean, to the nearest step.
-    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, private=True) == 12
-    assert steps_of(TrainingSpec(epochs=2, batch_size=64), 29, private=True) == 2
+    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, sampler="poisson") == 12
+    assert steps_of(TrainingSpec(epochs=2, batch_size=64), 29, sampler="poisson") == 2
+    for order in ("shuffled", "full"):
+        assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, sampler=order) == 12
+        assert steps_of(TrainingSpec(epochs=1, batch_size=64), 29, sampler=order) == 1
 
 
 @pytest.mark.parametrize(
