@@ -17,7 +17,7 @@ from lepton_fed.core.task import DataContract, ModelSpec, Step, Target, Task, Tr
 from lepton_fed.data.augmentation import build_augmentation
 from lepton_fed.errors import TaskError
 from lepton_fed.models.build import build_model, layout_of, read_vector
-from lepton_fed.privacy.dp.engine import DpSgd, check_model
+from lepton_fed.privacy.dp.engine import DpSgd, add_noise, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training import local
@@ -288,6 +288,13 @@ def test_an_empty_batch_adds_noise_and_nothing_else():
         dp.gradient(torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.int64))
     expected = noise_of(model, 2.0 * 0.5) / 4
     torch.testing.assert_close(gradient_of(model), expected, rtol=1e-6, atol=0)
+
+
+def test_noise_reaches_a_tensor_that_is_not_contiguous_in_its_own_order():
+    tall = torch.zeros(3, 5)
+    add_noise(tall.T, 1.5, Entropy(KEY))
+    expected = 1.5 * Entropy(KEY).normal(15).reshape(5, 3)
+    torch.testing.assert_close(tall.T, torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_the_sum_is_divided_by_the_expected_batch_not_by_the_drawn_one():

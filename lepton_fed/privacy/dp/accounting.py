@@ -27,6 +27,7 @@ __all__ = [
     "Guarantee",
     "OrderedGaussian",
     "SampledGaussian",
+    "adjacency_of",
     "epsilon_of",
     "event_of",
     "guarantee_of",
@@ -214,6 +215,15 @@ class Guarantee:
     rdp: float
 
 
+def adjacency_of(sampler: str) -> str:
+    """Return which data sets are neighbours for what a sampler's events cost.
+
+    Args:
+        sampler: Its name.
+    """
+    return ADJACENCY if sampler == SampledGaussian.sampler else ZERO_OUT
+
+
 def terms(sampler: str, delta: float) -> str:
     """Return what an epsilon of a run depends on, in words, for whoever keeps the bare number.
 
@@ -225,7 +235,7 @@ def terms(sampler: str, delta: float) -> str:
         >>> terms("shuffled", 1e-5)
         'delta 1e-05, zero-out-one, shuffled sampler, PLD at grid 0.001 or finer'
     """
-    adjacency = ADJACENCY if sampler == SampledGaussian.sampler else ZERO_OUT
+    adjacency = adjacency_of(sampler)
     return f"delta {delta:g}, {adjacency}, {sampler} sampler, PLD at grid {GRIDS[0]:g} or finer"
 
 
