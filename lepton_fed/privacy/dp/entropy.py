@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,6 @@ class Entropy:
             raise ValueError(f"the key has {len(key)} bytes, not {_KEY_BYTES}")
         # A key is used for one stream only, so the counter may start at zero.
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-        self._scratch: _Scratch | None = None
         self.insecure = False
 
     @classmethod
@@ -110,7 +110,7 @@ class Entropy:
         if not 0 <= std < math.inf:
             raise ValueError(f"no such standard deviation: {std}")
         flat = out.reshape(-1)
-        self._scratch = scratch = self._scratch or _Scratch()
+        scratch = _BUFFERS.scratch
         for start in range(0, flat.size, 2 * _BLOCK):
             part = flat[start : start + 2 * _BLOCK]
             pairs = (part.size + 1) // 2
@@ -146,10 +146,20 @@ class Entropy:
 
 
 class _Scratch:
-    """Buffers of one block; made once, because allocating them costs more than filling them."""
+    """Buffers of one block; kept, because allocating them costs more than filling them."""
 
     def __init__(self) -> None:
         self.zeros = memoryview(bytes(8 * _BLOCK))
         self.bytes = bytearray(8 * _BLOCK)
         self.words = np.frombuffer(self.bytes, "<u4")
         self.radius, self.angle, self.cosine = (np.empty(_BLOCK, np.float32) for _ in range(3))
+
+
+class _Buffers(threading.local):
+    """One scratch for all streams of a thread: a simulation has a stream for each of its sites."""
+
+    def __init__(self) -> None:
+        self.scratch = _Scratch()
+
+
+_BUFFERS = _Buffers()

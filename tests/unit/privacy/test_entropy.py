@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,15 @@ def test_each_call_adds_other_noise_and_no_noise_changes_nothing():
     stream.add_normal(never, 0.0)
     assert not np.isclose(once, twice).any()
     assert not never.any()
+
+
+def test_streams_that_are_used_at_once_do_not_touch_each_other():
+    size = 20 * 2 * BLOCK
+    keys = [bytes([n]) * 32 for n in range(4)]
+    alone = [Entropy(key).normal(size) for key in keys]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda key: Entropy(key).normal(size), keys))
+    assert all(np.array_equal(*pair) for pair in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize("std", [-1.0, math.nan, math.inf])
