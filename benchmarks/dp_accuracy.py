@@ -38,6 +38,7 @@ from lepton_fed.data.dataset import Dataset
 from lepton_fed.models.build import read_vector, write_vector
 from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.planning import NoisePlan
 from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.secagg.plan import Shape, masked_layout
 from lepton_fed.server.groups import GroupSum
@@ -46,8 +47,8 @@ from lepton_fed.simulations.sequential import agreement_of
 from lepton_fed.strategies.base import DELTA, PlainSite, Strategy, Sum
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
-from lepton_fed.training.local import Moment, train
-from lepton_fed.training.noise import NoisePlan, plan_noise
+from lepton_fed.training.local import Moment, PrivateTraining, train
+from lepton_fed.training.noise import plan_noise
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -138,11 +139,15 @@ class Federation:
             self.kit.prepare(Dataset(inputs, targets).take(rows), device)
             for rows in np.array_split(order, SITES)
         ]
-        self._plan: NoisePlan = plan_noise(
-            self.kit, conf.privacy.record, ROWS, conf.rounds.count, shared
-        )
-        self._record = conf.privacy.record
+        plan: NoisePlan = plan_noise(self.kit, conf.privacy.record, ROWS, conf.rounds.count, shared)
         self._entropy = Entropy.from_system()
+        self._private = PrivateTraining(
+            conf.privacy.record.clip,
+            0.0 if shared else plan.noise_multiplier,
+            self._entropy,
+            plan.sampler,
+            plan.divisor,
+        )
 
     def run(self) -> Floats:
         """Train, and return the model's vector."""
@@ -161,7 +166,7 @@ class Federation:
                 model, self.kit.layout, rows, self.kit.task, PlainSite(), None,
                 Moment(0, number, self._agreement.rounds, str(site)),
                 devices=[torch.device("cpu")],
-                private=self._plan.training(self._record, self._entropy),
+                private=self._private,
             )  # fmt: skip
             delta = read_vector(model, self.kit.layout) - received
             total += self._masked.encode({DELTA: delta}, 1.0, noise=self._noise)[0]

@@ -19,6 +19,7 @@ from lepton_fed.cli import (
     init,
     keys,
     predict,
+    privacy,
     push,
     receipts,
     runs,
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("check")(check.check)
 app.add_typer(config.app, name="config")
+app.add_typer(privacy.app, name="privacy")
 app.add_typer(keys.app, name="keys")
 app.command("server")(server.server)
 app.command("client")(client.client)

@@ -78,6 +78,13 @@ def show_summary(summary: RunSummary) -> None:
     out.print(f"run digest  {summary.digest}{promise}")
 
 
+_MECHANISMS = {
+    "poisson": "add or remove one record, Poisson sampling",
+    "shuffled": "zero out one record, shuffled order without amplification",
+    "full": "zero out one record, order of the rows without amplification",
+}
+
+
 def privacy_lines(summary: RunSummary) -> list[str]:
     """Return what a run protects and what it does not, as lines."""
     masked = ["            updates are masked: the coordinator read their sums alone"]
@@ -93,9 +100,14 @@ def privacy_lines(summary: RunSummary) -> list[str]:
         )
     else:
         from_whom = "            each site adds the whole noise: it holds against everyone"
+    insecure = [
+        "            INSECURE: noise and batches came from the run's seed; whoever knows it takes "
+        "the noise off, and epsilon holds for nobody"
+    ]
     return [
         f"privacy     each record: {how} at delta {summary.delta:g} "
-        "(add or remove one record, Poisson sampling, PLD)",
+        f"({_MECHANISMS.get(summary.sampler, _MECHANISMS['poisson'])}, PLD)",
+        *(insecure if summary.randomness == "insecure_seeded" else []),
         f"            not covered by epsilon: {uncovered or 'nothing that left a site'}; "
         "row counts are public",
         from_whom,

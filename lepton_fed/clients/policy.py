@@ -181,6 +181,12 @@ def _privacy(policy: Policy, budget: Budget, agreement: Agreement) -> Iterator[P
         yield Problem(
             "LF4608", "the run's epsilon is above the data set's budget", key="budget.epsilon"
         )
+    if record.randomness != "system":
+        yield Problem(
+            "LF4618",
+            "noise is to come from a seed, which whoever knows it can take off again; this site "
+            "draws noise and batches from its own entropy only",
+        )
     if not 0 < record.clip < math.inf:
         yield Problem("LF4607", f"{_shown(record.clip)} is no norm to clip gradients to")
 

@@ -96,7 +96,7 @@ class Receipt:
     previous: str = ""
 
 
-def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str]) -> Receipt:
+def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = "") -> Receipt:
     """Return the receipt of a reply.
 
     Args:
@@ -104,6 +104,7 @@ def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str]) -> Receipt:
         ask: What it answers.
         about: The fields that do not follow from them: time, site, coordinator, address, run,
             task, policy.
+        terms: What the run's epsilon depends on, in words; empty without record-level DP.
 
     Returns:
         The receipt, without the hash of the one before; :meth:`Receipts.write` adds that.
@@ -118,6 +119,8 @@ def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str]) -> Receipt:
         numbers["evaluation"] = f"{len(reply.counts)} counts on held-out rows"
     if reply.epsilon is not None:
         numbers["epsilon"] = _exact(reply.epsilon)
+        if terms:
+            numbers["epsilon holds for"] = terms
     if reply.noise_multiplier is not None:
         numbers["noise multiplier"] = _exact(reply.noise_multiplier)
     if reply.again:

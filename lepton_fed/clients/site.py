@@ -39,15 +39,16 @@ from lepton_fed.models.build import (
     write_local,
     write_vector,
 )
-from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
+from lepton_fed.privacy.dp.accounting import Event, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.planning import NoisePlan
 from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.strategies.base import SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
-from lepton_fed.training.local import Moment, train
-from lepton_fed.training.noise import NoisePlan, check_trainable, plan_noise, require_plain_site
+from lepton_fed.training.local import Moment, PrivateTraining, train
+from lepton_fed.training.noise import check_trainable, plan_noise, require_plain_site
 
 __all__ = ["EVALUATION", "Site"]
 
@@ -127,7 +128,12 @@ class Site:
             require_plain_site(agreement, rule)
             shared = shared_noise(agreement, kit.layout.size)
             self._noise = plan_noise(kit, record, len(rows), agreement.rounds, shared)
-            self._entropy = Entropy.from_system()
+            self._entropy = (
+                Entropy.from_system()
+                if record.randomness == "system"
+                # In simulations alone: no policy lets it in, no coordinator's conf asks for it.
+                else Entropy.insecurely_seeded(agreement.seed, name)
+            )
             self._ledger = Ledger(
                 folder / "ledger.jsonl",
                 dataset=dataset or rows.digest,
@@ -266,7 +272,13 @@ class Site:
             }
             self._check_run(self._ledger, self._noise.round_event, ask.round_number)
             self._ledger.charge(self._noise.round_event, about)
-            private = self._noise.training(record, self._entropy)
+            private = PrivateTraining(
+                record.clip,
+                0.0 if record.is_shared else self._noise.noise_multiplier,
+                self._entropy,
+                self._noise.sampler,
+                self._noise.divisor,
+            )
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)
@@ -288,7 +300,7 @@ class Site:
         vectors, state = self._rule.update(memory, delta, trained.steps, trained.learning_rate)
         return self._bounded(vectors), state
 
-    def _check_run(self, ledger: Ledger, event: SampledGaussian, round_number: int) -> None:
+    def _check_run(self, ledger: Ledger, event: Event, round_number: int) -> None:
         """Refuse a round that brings the run beyond the epsilon that was agreed to.
 
         A round may be asked for again, when it failed or the site was restarted, and is charged

@@ -68,6 +68,12 @@ def shared_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Probl
             "privacy.record.sampling_rate",
             "set it, the same for all sites: 0.25",
         )
+    if record.sampler != "poisson":
+        yield _problem(
+            "its epsilon is that of Poisson samples",
+            "privacy.record.sampler",
+            "set it to poisson",
+        )
     if cohort and record.honest > cohort:
         yield _problem(
             f"{record.honest} of {cohort} sites of a round cannot be counted on",

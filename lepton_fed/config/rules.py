@@ -188,6 +188,16 @@ def _plan(conf: SimulationConf | ServerConf) -> Iterator[Problem]:
         )
 
 
+def _randomness(conf: ServerConf) -> Iterator[Problem]:
+    if conf.privacy.record.enabled and conf.privacy.record.randomness != "system":
+        yield Problem(
+            "LF1069",
+            "noise from a seed protects nobody: every site refuses it",
+            key="privacy.record.randomness",
+            remedy="set it to system; only a simulation may take insecure_seeded",
+        )
+
+
 def _outside_epsilon(privacy: Privacy) -> Iterator[Problem]:
     for index, name in enumerate(privacy.outside_epsilon):
         if name not in OUTSIDE_EPSILON:
@@ -242,6 +252,7 @@ def _sites(conf: SimulationConf) -> Iterator[Problem]:
 
 
 def _server(conf: ServerConf) -> Iterator[Problem]:
+    yield from _randomness(conf)
     yield from _address(conf.listen, "listen")
     yield from _monitor(conf.monitor)
     for key in ("roster", "state", "signing_key"):

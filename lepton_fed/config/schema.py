@@ -82,6 +82,17 @@ class RecordPrivacy:
     clip: float = setting(
         1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
     )
+    sampler: Literal["poisson", "shuffled", "full"] = setting(
+        "poisson",
+        "How a step's records are drawn: `poisson` (each by itself, which epsilon gains from), "
+        "`shuffled` (pass after pass, each in a new order) or `full` (pass after pass, in the "
+        "order of the rows). Orders are charged a Gaussian a pass: no sampling counts.",
+    )
+    randomness: Literal["system", "insecure_seeded"] = setting(
+        "system",
+        "Where noise and batches come from: the operating system's entropy, or, in simulations "
+        "only, the run's seed. Whoever knows the seed takes the noise off again: INSECURE.",
+    )
     noise: Literal["site", "shared"] = setting(
         "site",
         "Who adds the noise. `site`: each site the whole of it, which holds against everyone. "

@@ -148,6 +148,27 @@ _MASKED = (
 )
 
 
+_INSECURE = (
+    "**Insecure.** Noise and batches came from a seed: whoever knows it takes the noise off, and "
+    "no epsilon below holds. This was a simulation of rows that need no protection."
+)
+
+_SAMPLERS = {
+    "poisson": (
+        "one is the other with one record added or removed",
+        "Each step draws records by Poisson sampling",
+    ),
+    "shuffled": (
+        "one is the other with the place of one record left empty",
+        "Each step takes the next records of a random order, for which epsilon credits nothing",
+    ),
+    "full": (
+        "one is the other with the place of one record left empty",
+        "Each step takes the next records in the order of the rows",
+    ),
+}
+
+
 def _privacy(summary: RunSummary) -> list[str]:
     protected = [site for site in summary.sites if site.epsilon is not None]
     lines = ["## Privacy", ""]
@@ -164,9 +185,12 @@ def _privacy(summary: RunSummary) -> list[str]:
     )
     bare = [site.name for site in summary.sites if site.epsilon is None]
     shown = sorted(protected, key=lambda site: (-(site.epsilon or 0.0), site.name))[:_MAX_SITES]
+    if summary.randomness == "insecure_seeded":
+        lines += [_INSECURE, ""]
+    neighbours, drawn = _SAMPLERS.get(summary.sampler, _SAMPLERS["poisson"])
     lines += [
         f"Record-level differential privacy, {delta}. Two data sets of a site are neighbours when "
-        "one is the other with one record added or removed; the epsilon below bounds how far the "
+        f"{neighbours}; the epsilon below bounds how far the "
         "updates that the site sent in this run, and so this model, can tell them apart. It holds "
         "against whoever sees those updates.",
         "",
@@ -193,8 +217,8 @@ def _privacy(summary: RunSummary) -> list[str]:
         ]
     return [
         *lines,
-        f"- Mechanism: DP-SGD. Each step draws records by Poisson sampling, clips the gradient of "
-        f"each record to {clip}, and adds Gaussian noise; its standard deviation is the noise "
+        f"- Mechanism: DP-SGD. {drawn}, clips the gradient of each record to {clip}, "
+        "and adds Gaussian noise; its standard deviation is the noise "
         "multiplier times that norm.",
         f"- Outside epsilon, left the sites without noise: {', '.join(outside) or 'nothing'}.",
         "- Row counts are treated as public, and epsilon does not cover what is made from a site's "

@@ -15,6 +15,7 @@ from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.task import Task
 from lepton_fed.errors import BundleRefused, Problem, capped, quoted
 from lepton_fed.identity.signature import VerifiedBytes
+from lepton_fed.privacy.dp.accounting import adjacency_of
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 
 __all__ = [
@@ -158,6 +159,9 @@ class Manifest:
         delta: Delta of every epsilon; None without record-level DP.
         clip: Per-record clipping norm; None without record-level DP.
         outside_epsilon: Numbers derived from rows that epsilon does not cover.
+        sampler: How record-level DP drew a step's records; empty without it.
+        adjacency: Which data sets are neighbours for every epsilon; empty without record-level DP.
+        randomness: Where its noise and batches came from; ``insecure_seeded`` protects nobody.
         sites: The sites; the :data:`MAX_SITES` with the largest epsilon if there are more.
         sites_total: How many sites took part.
         parity: The exported model against the trained one.
@@ -180,6 +184,9 @@ class Manifest:
     delta: float | None
     clip: float | None
     outside_epsilon: list[str]
+    sampler: str
+    adjacency: str
+    randomness: str
     sites: list[SiteRecord]
     sites_total: int
     parity: Parity
@@ -215,6 +222,9 @@ def make_manifest(
         delta=summary.delta,
         clip=summary.clip,
         outside_epsilon=summary.outside_epsilon,
+        sampler=summary.sampler,
+        adjacency=adjacency_of(summary.sampler) if summary.sampler else "",
+        randomness=summary.randomness,
         sites=[_site(site) for site in _most_exposed(summary.sites)],
         sites_total=len(summary.sites),
         parity=release.parity,

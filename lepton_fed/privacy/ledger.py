@@ -18,12 +18,12 @@ from typing import Any
 
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.errors import BudgetExceeded, Problem, Refused
-from lepton_fed.privacy.dp.accounting import ADJACENCY, SampledGaussian, epsilon_of
+from lepton_fed.privacy.dp.accounting import Event, epsilon_of, event_of
 
 __all__ = ["Ledger"]
 
 _GENESIS = hashlib.sha256(b"lepton-fed ledger 1").hexdigest()
-_MECHANISM = {"adjacency": ADJACENCY, "sampler": "poisson"}
+_ABOUT = ("about", "dataset", "previous")
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -46,7 +46,7 @@ class Ledger:
         self._dataset = dataset
         self._epsilon = epsilon
         self._delta = delta
-        self._events: list[SampledGaussian] = []
+        self._events: list[Event] = []
         self._runs: list[str] = []  # of each event
         self._head = _GENESIS
         self._failed = False
@@ -87,7 +87,7 @@ class Ledger:
         """Return the delta at which epsilon is counted."""
         return self._delta
 
-    def of_run(self, run: str) -> list[SampledGaussian]:
+    def of_run(self, run: str) -> list[Event]:
         """Return what was charged for a run, in order.
 
         Args:
@@ -95,7 +95,7 @@ class Ledger:
         """
         return [event for event, name in zip(self._events, self._runs, strict=True) if name == run]
 
-    def require(self, event: SampledGaussian, run: str, rounds: int) -> None:
+    def require(self, event: Event, run: str, rounds: int) -> None:
         """Refuse a run whose rounds do not all fit into what is left.
 
         Args:
@@ -121,7 +121,7 @@ class Ledger:
                 )
             )
 
-    def charge(self, event: SampledGaussian, about: Mapping[str, str | int]) -> float:
+    def charge(self, event: Event, about: Mapping[str, str | int]) -> float:
         """Write down what comes next, or refuse it.
 
         Args:
@@ -150,13 +150,10 @@ class Ledger:
                 )
             )
         entry: dict[str, Any] = {
-            **_MECHANISM,
+            **event.record(),
             "about": dict(about),
             "dataset": self._dataset,
-            "noise_multiplier": event.noise_multiplier,
             "previous": self._head,
-            "sampling_rate": event.sampling_rate,
-            "steps": event.steps,
         }
         try:
             _write_whole(self._file, _line(entry))
@@ -200,19 +197,16 @@ class Ledger:
         self._events.append(self._read(rest + b"\n", len(lines) + 1))
         _write_whole(self._file, b"\n")
 
-    def _read(self, line: bytes, number: int) -> SampledGaussian:
+    def _read(self, line: bytes, number: int) -> Event:
         try:
             entry = json.loads(line)
             entry.pop("hash")
-            mechanism = {key: entry[key] for key in _MECHANISM}
             whole = _line(entry) == line and entry["previous"] == self._head
-            event = SampledGaussian(
-                float(entry["noise_multiplier"]), float(entry["sampling_rate"]), int(entry["steps"])
-            )
+            event = event_of({key: entry[key] for key in entry if key not in _ABOUT})
             dataset = entry["dataset"]
         except (AttributeError, ArithmeticError, KeyError, TypeError, ValueError):
-            whole, dataset, mechanism = False, "", {}
-        if not whole or mechanism != _MECHANISM:
+            whole, dataset = False, ""
+        if not whole:
             raise Refused(
                 Problem(
                     "LF4204",

@@ -58,6 +58,9 @@ class RunSummary:
         masked: Whether the coordinator saw the sums of updates alone.
         honest: How many sites of a sum are counted on to add their share of the noise; 0 where each
             adds all of it, and without record-level DP.
+        sampler: How record-level DP drew a step's records; empty without it.
+        randomness: Where its noise and batches came from: ``system``, or ``insecure_seeded``, which
+            protects nobody; empty without it.
     """
 
     run: str
@@ -82,3 +85,5 @@ class RunSummary:
     events: str = ""
     masked: bool = False
     honest: int = 0
+    sampler: str = ""
+    randomness: str = ""

@@ -151,6 +151,8 @@ def execute(
             strategy=strategy.name,
             sites=list(sites),
             record_dp=conf.privacy.record.enabled,
+            sampler=_told(conf, "sampler"),
+            randomness=_told(conf, "randomness"),
             outside_epsilon=outside_epsilon(conf),
         )
     outcome = run(coordinator, standing)
@@ -231,6 +233,12 @@ def outside_epsilon(conf: SimulationConf | ServerConf) -> list[str]:
     return list(conf.privacy.outside_epsilon) if conf.rounds.evaluate else []
 
 
+def _told(conf: SimulationConf | ServerConf, setting: str) -> str:
+    """Return a word of the conf's record-level DP; empty without it."""
+    record = conf.privacy.record
+    return str(getattr(record, setting)) if record.enabled else ""
+
+
 def _summary(
     conf: SimulationConf | ServerConf,
     agreement: Agreement,
@@ -259,6 +267,8 @@ def _summary(
         delta=record.delta if record.enabled else None,
         clip=record.clip if record.enabled else None,
         outside_epsilon=outside_epsilon(conf),
+        sampler=_told(conf, "sampler"),
+        randomness=_told(conf, "randomness"),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(outcome.record.seconds, 3),
         versions={name: version(name) for name in _LIBRARIES},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.schema import RecordPrivacy, SimulationConf
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.preflight import check_strategy, check_task, describe_encoding
 from lepton_fed.simulations.population import SiteRows, populate
@@ -34,7 +34,11 @@ def check_simulation(conf: SimulationConf) -> Checklist:
             lambda text: text,
         )
     if kit is not None and population is not None and conf.privacy.record.enabled:
-        checks.add("privacy", lambda: plan_privacy(conf, kit, population), _describe_noise)
+        checks.add(
+            "privacy",
+            lambda: plan_privacy(conf, kit, population),
+            lambda noise: _describe_noise(noise, conf.privacy.record),
+        )
     return checks
 
 
@@ -47,5 +51,8 @@ def _describe_rows(population: Sequence[SiteRows]) -> str:
     )
 
 
-def _describe_noise(noise: dict[str, float]) -> str:
-    return f"noise multiplier {min(noise.values()):.2f} to {max(noise.values()):.2f}"
+def _describe_noise(noise: dict[str, float], record: RecordPrivacy) -> str:
+    text = f"noise multiplier {min(noise.values()):.2f} to {max(noise.values()):.2f}"
+    if record.sampler != "poisson":
+        text += f", {record.sampler} order without amplification"
+    return text if record.randomness == "system" else f"{text}; INSECURE: noise from the seed"

@@ -17,7 +17,8 @@ from lepton_fed.core.task import Schedule, Task, TrainingSpec
 from lepton_fed.errors import Problem, RunError, TaskError
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.dp.planning import steps_a_round
+from lepton_fed.privacy.dp.sampling import Sampler
 from lepton_fed.strategies.base import SiteRule
 from lepton_fed.training.device import model_on
 from lepton_fed.training.numeric import arranged, autocast, numeric_settings
@@ -89,7 +90,7 @@ class PrivateTraining:
     clip: float
     noise_multiplier: float
     entropy: Entropy
-    sampler: PoissonSampler
+    sampler: Sampler
     divisor: int
 
 
@@ -106,20 +107,19 @@ class Trained:
     learning_rate: float
 
 
-def steps_of(training: TrainingSpec, rows: int, *, private: bool) -> int:
+def steps_of(training: TrainingSpec, rows: int, sampler: Sampler | None = None) -> int:
     """Return the optimiser steps of one round.
 
     Args:
         training: The task's training.
         rows: Rows of the site.
-        private: Whether batches are Poisson samples (record-level DP).
+        sampler: Draws a step's records under record-level DP; None without it.
     """
+    if sampler is not None:
+        return steps_a_round(sampler, training.epochs, training.steps)
     if training.steps is not None:
         return training.steps
-    epochs = training.epochs or 1
-    if private:
-        return epochs * PoissonSampler(rows, training.batch_size).steps_per_epoch
-    return epochs * math.ceil(rows / training.batch_size)
+    return (training.epochs or 1) * math.ceil(rows / training.batch_size)
 
 
 def learning_rate_factor(
@@ -197,7 +197,7 @@ def train(
     device = devices[0]
     if private is not None:
         check_private(task, len(devices))
-    steps = steps_of(task.training, len(rows), private=private is not None)
+    steps = steps_of(task.training, len(rows), private.sampler if private else None)
     model.train()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     shared = [entry.name for entry in layout.of_rule("shared")]
@@ -320,7 +320,7 @@ def _backward(
 def _batches(
     rows: LocalRows, task: Task, steps: int, moment: Moment, private: PrivateTraining | None
 ) -> Iterator[Tensor]:
-    """Yield the row numbers of each step: Poisson samples under DP, shuffled epochs otherwise."""
+    """Yield the row numbers of each step: what the site's sampler draws, or shuffled epochs."""
     device = rows.targets.device
     size = task.training.batch_size
     if private is not None:

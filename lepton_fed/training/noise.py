@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,53 +11,18 @@ from torch import Tensor, nn
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.errors import Problem, TaskError
-from lepton_fed.privacy.dp.accounting import SampledGaussian, noise_multiplier_for
 from lepton_fed.privacy.dp.engine import DpSgd, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.dp.planning import NoisePlan, plan_for, require_delta
+from lepton_fed.privacy.dp.sampling import PoissonSampler, sampler_of
 from lepton_fed.privacy.dp.shared import SharedNoise
 from lepton_fed.strategies.base import PlainSite, SiteRule
 from lepton_fed.training.kit import TaskKit
-from lepton_fed.training.local import PrivateTraining, check_private, record_losses, steps_of
+from lepton_fed.training.local import check_private, record_losses, steps_of
 
-__all__ = ["NoisePlan", "check_trainable", "plan_noise", "require_plain_site"]
+__all__ = ["check_trainable", "plan_noise", "require_plain_site"]
 
 _PROBES = 3
-_MOST_STEPS = 10_000_000  # beyond it composing the privacy loss takes minutes
-
-
-@dataclass(frozen=True)
-class NoisePlan:
-    """How a site's rounds are sampled and noised.
-
-    Args:
-        sampler: Draws the batches.
-        steps: Steps of one round.
-        noise_multiplier: Standard deviation of the noise over the clipping norm.
-        here: Standard deviation over the clipping norm of what is added in training: all of it, or
-            nothing when sites share the noise of their sum.
-        divisor: Public divisor of a step's sum.
-    """
-
-    sampler: PoissonSampler
-    steps: int
-    noise_multiplier: float
-    here: float
-    divisor: int
-
-    def training(self, record: RecordPrivacy, entropy: Entropy) -> PrivateTraining:
-        """Return how a round is trained.
-
-        Args:
-            record: The clipping norm.
-            entropy: The site's own.
-        """
-        return PrivateTraining(record.clip, self.here, entropy, self.sampler, self.divisor)
-
-    @property
-    def round_event(self) -> SampledGaussian:
-        """Return what one round costs."""
-        return self.sampler.event(self.noise_multiplier, self.steps)
 
 
 def plan_noise(
@@ -72,7 +36,7 @@ def plan_noise(
 
     Args:
         kit: The task's kit.
-        record: Target epsilon, delta and clipping norm.
+        record: Target epsilon, delta, clipping norm and sampler.
         rows: Rows the site trains on.
         rounds: Rounds of the run; a site is charged as if it took part in all.
         shared: The noise that sites share; None when each adds all of it.
@@ -80,35 +44,16 @@ def plan_noise(
     Raises:
         TaskError: Delta is not below 1 / rows, the run has more steps than can be accounted, or no
             noise reaches the target.
+        RunError: LF3310, the accountants contradict each other.
     """
-    if record.delta >= 1.0 / rows:
-        raise TaskError(
-            Problem(
-                "LF3307",
-                f"delta {record.delta:g} is not below 1/{rows}: with {rows} rows it would allow "
-                "one of them to be published whole",
-                key="privacy.record.delta",
-                remedy=f"a delta well below {1.0 / rows:.1g}",
-            )
-        )
     training = kit.task.training
     if shared is not None:
+        require_delta(record.delta, rows)
         sampler = PoissonSampler(rows, training.batch_size, shared.sampling_rate)
-        return NoisePlan(sampler, 1, shared.noise_multiplier, 0.0, training.batch_size)
-    sampler = PoissonSampler(rows, training.batch_size)
-    steps = steps_of(training, rows, private=True)
-    if rounds * steps > _MOST_STEPS:
-        raise TaskError(
-            Problem(
-                "LF3308",
-                f"{rounds} rounds of {steps} steps are more than the {_MOST_STEPS:,} that can be "
-                "accounted",
-                key="rounds.count",
-                remedy="fewer rounds, fewer epochs or larger batches",
-            )
-        )
-    noise = noise_multiplier_for(record.epsilon, record.delta, sampler.rate, rounds * steps)
-    return NoisePlan(sampler, steps, noise, noise, min(training.batch_size, rows))
+        return NoisePlan(sampler, 1, shared.noise_multiplier, training.batch_size)
+    ordinary = sampler_of(record.sampler, rows, training.batch_size)
+    steps = steps_of(training, rows, ordinary)
+    return plan_for(ordinary, steps, rounds, epsilon=record.epsilon, delta=record.delta)
 
 
 def require_plain_site(agreement: Agreement, rule: SiteRule) -> None:

@@ -17,8 +17,9 @@ from lepton_fed.core.task import DataContract, ModelSpec, Step, Target, Task, Tr
 from lepton_fed.data.augmentation import build_augmentation
 from lepton_fed.errors import TaskError
 from lepton_fed.models.build import build_model, layout_of, read_vector
-from lepton_fed.privacy.dp.engine import DpSgd, check_model
+from lepton_fed.privacy.dp.engine import DpSgd, add_noise, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.sampling import PoissonSampler
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training import local
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, record_losses, train
@@ -75,6 +76,12 @@ def flat(tensors):
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
+def noise_of(model, std):
+    """The noise that the first step adds: each parameter's is drawn by itself, in order."""
+    entropy = Entropy(KEY)
+    return flat(torch.from_numpy(std * entropy.normal(p.numel())) for p in model.parameters())
+
+
 def gradient_of(model):
     return flat(p.grad for p in model.parameters() if p.requires_grad)
 
@@ -90,8 +97,11 @@ def weights_of(of, data, private, moment=None, augment=None):
     return read_vector(model, layout)
 
 
-def private(noise=1.0, clip=1.0, entropy=None):
-    return PrivateTraining(clip, noise, entropy or Entropy.from_system())
+def private(of, data, noise=1.0, clip=1.0, entropy=None):
+    size = of.training.batch_size
+    sampler = PoissonSampler(len(data), size)
+    entropy = entropy or Entropy.from_system()
+    return PrivateTraining(clip, noise, entropy, sampler, min(size, len(data)))
 
 
 @st.composite
@@ -212,8 +222,7 @@ def test_a_parameter_that_the_loss_ignores_gets_noise_alone():
         dp.gradient(data.inputs, data.targets)
     assert not found[:6].any()
     torch.testing.assert_close(found[6:], reference, rtol=1e-4, atol=1e-6)
-    noise = torch.from_numpy(2 * Entropy(KEY).normal(len(found)))
-    torch.testing.assert_close(gradient_of(model)[:6], noise[:6])
+    torch.testing.assert_close(gradient_of(model)[:6], noise_of(model, 2.0)[:6])
 
 
 def traces(model):
@@ -279,11 +288,17 @@ def test_a_model_s_own_activations_are_not_taken_for_leftovers():
 def test_an_empty_batch_adds_noise_and_nothing_else():
     of = task()
     model = build_model(of, (1, 6, 6), seed=2).train()
-    size = sum(p.numel() for p in model.parameters())
     with engine(model, of, clip=0.5, noise=2.0, expected=4) as dp:
         dp.gradient(torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.int64))
-    noise = torch.from_numpy(Entropy(KEY).normal(size))
-    torch.testing.assert_close(gradient_of(model), noise * 2.0 * 0.5 / 4, rtol=1e-6, atol=0)
+    expected = noise_of(model, 2.0 * 0.5) / 4
+    torch.testing.assert_close(gradient_of(model), expected, rtol=1e-6, atol=0)
+
+
+def test_noise_reaches_a_tensor_that_is_not_contiguous_in_its_own_order():
+    tall = torch.zeros(3, 5)
+    add_noise(tall.T, 1.5, Entropy(KEY))
+    expected = 1.5 * Entropy(KEY).normal(15).reshape(5, 3)
+    torch.testing.assert_close(tall.T, torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
 
 
 def test_the_sum_is_divided_by_the_expected_batch_not_by_the_drawn_one():
@@ -316,12 +331,14 @@ def test_the_noise_has_the_promised_standard_deviation(noise, clip):
 
 def test_noise_is_added_to_what_a_step_applies():
     of, data = task(epochs=None, steps=1, batch_size=20), rows(task(), 20)
-    without = weights_of(of, data, private(noise=0.0, clip=1e-4))
+    without = weights_of(of, data, private(of, data, noise=0.0, clip=1e-4))
     start = weights_of(replace(of, training=replace(of.training, learning_rate=1e-30)), data, None)
     # Sampling rate 1: the step is the same but for the noise.
     moved = without.astype(np.float64) - start
     assert 0 < np.linalg.norm(moved) <= 0.1 * 1e-4 * 20 / 20 * 1.01
-    with_noise = weights_of(of, data, private(noise=1e4, clip=1e-4)).astype(np.float64) - start
+    with_noise = (
+        weights_of(of, data, private(of, data, noise=1e4, clip=1e-4)).astype(np.float64) - start
+    )
     assert with_noise.std() == pytest.approx(0.1 * 1e4 * 1e-4 / 20, rel=0.1)
 
 
@@ -334,7 +351,7 @@ def test_private_training_cannot_be_seeded_and_plain_training_can():
             np.random.seed(0)  # noqa: NPY002 - what an attacker would try
             return weights_of(of, data, how() if how else None)
 
-    assert not np.array_equal(run(lambda: private(1.0)), run(lambda: private(1.0)))
+    assert not np.array_equal(run(lambda: private(of, data)), run(lambda: private(of, data)))
     assert run(None).tobytes() == run(None).tobytes()
 
 
@@ -345,14 +362,14 @@ def test_sampling_cannot_be_seeded_either():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             np.random.seed(0)  # noqa: NPY002 - what an attacker would try
-            return weights_of(of, data, private(noise=0.0))
+            return weights_of(of, data, private(of, data, noise=0.0))
 
     assert not np.array_equal(run(), run())
 
 
 def test_the_same_entropy_gives_the_same_private_model():
     of, data = task(), rows(task(), 40)
-    one, two = (weights_of(of, data, private(entropy=Entropy(KEY))) for _ in range(2))
+    one, two = (weights_of(of, data, private(of, data, entropy=Entropy(KEY))) for _ in range(2))
     assert one.tobytes() == two.tobytes()
 
 
@@ -360,8 +377,8 @@ def test_a_batch_larger_than_the_site_divides_by_the_site_s_rows():
     """All rows are in every step, so their number is the expected batch."""
     data = rows(task(), 20)
     small, large = (
-        weights_of(task(batch_size=n, epochs=None, steps=1), data, private(noise=0.0))
-        for n in (20, 500)
+        weights_of(of, data, private(of, data, noise=0.0))
+        for of in (task(batch_size=n, epochs=None, steps=1) for n in (20, 500))
     )
     assert small.tobytes() == large.tobytes()
 
@@ -373,9 +390,11 @@ def test_augmentation_under_dp_is_not_drawn_from_the_run_s_seed():
     )
     data, augment = rows(of, 20), build_augmentation(of)
     # All rows in every step and no noise: what is left to differ is the augmentation.
-    one, two = (weights_of(of, data, private(noise=0.0), augment=augment) for _ in range(2))
+    one, two = (
+        weights_of(of, data, private(of, data, noise=0.0), augment=augment) for _ in range(2)
+    )
     assert not np.array_equal(one, two)
-    plain = (weights_of(of, data, private(noise=0.0)) for _ in range(2))
+    plain = (weights_of(of, data, private(of, data, noise=0.0)) for _ in range(2))
     assert len({weights.tobytes() for weights in plain}) == 1
 
 
@@ -389,7 +408,8 @@ def test_every_step_draws_a_poisson_sample(monkeypatch):
 
     monkeypatch.setattr(local, "DpSgd", Counting)
     of = task("linear", epochs=None, steps=200, batch_size=2)
-    weights_of(of, rows(of, 40), private())
+    data = rows(of, 40)
+    weights_of(of, data, private(of, data))
     assert len(sizes) == 200
     assert 0 in sizes, "an empty sample is a step too"
     assert np.mean(sizes) == pytest.approx(2, abs=0.6)
@@ -437,6 +457,6 @@ def test_bf16_and_several_gpus_are_refused_with_dp():
         with pytest.raises(TaskError) as caught:
             train(
                 build_model(of, (1, 6, 6), 0), None, rows(of, 4), given_task, PlainSite(), None,
-                Moment(1, 1, 1, "north"), devices=devices, private=private(),
+                Moment(1, 1, 1, "north"), devices=devices, private=private(of, rows(of, 4)),
             )  # fmt: skip
         assert caught.value.code == code

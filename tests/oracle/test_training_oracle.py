@@ -28,6 +28,7 @@ from lepton_fed.core.task import (
 from lepton_fed.data.augmentation import build_augmentation
 from lepton_fed.errors import RunError
 from lepton_fed.models.build import build_model, layout_of, read_vector
+from lepton_fed.privacy.dp.sampling import sampler_of
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.strategies.fedprox import ProximalSite
 from lepton_fed.training.device import _Cast
@@ -151,13 +152,16 @@ def test_as_many_steps_as_epochs_have_are_the_epochs():
 
 
 def test_the_steps_of_a_round_are_counted():
-    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, private=False) == 12
-    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 32, private=False) == 12
-    assert steps_of(TrainingSpec(epochs=1, batch_size=64), 29, private=False) == 1
-    assert steps_of(TrainingSpec(epochs=None, steps=7), 29, private=False) == 7
+    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29) == 12
+    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 32) == 12
+    assert steps_of(TrainingSpec(epochs=1, batch_size=64), 29) == 1
+    assert steps_of(TrainingSpec(epochs=None, steps=7), 29) == 7
     # Poisson: 29/8 steps take each row once in the mean, to the nearest step.
-    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, private=True) == 12
-    assert steps_of(TrainingSpec(epochs=2, batch_size=64), 29, private=True) == 2
+    assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, sampler_of("poisson", 29, 8)) == 12
+    assert steps_of(TrainingSpec(epochs=2, batch_size=64), 29, sampler_of("poisson", 29, 64)) == 2
+    for order in ("shuffled", "full"):
+        assert steps_of(TrainingSpec(epochs=3, batch_size=8), 29, sampler_of(order, 29, 8)) == 12
+        assert steps_of(TrainingSpec(epochs=1, batch_size=64), 29, sampler_of(order, 29, 64)) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.privacy.dp.entropy import Entropy
 
-__all__ = ["DpSgd", "check_model"]
+__all__ = ["DpSgd", "add_noise", "check_model"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -130,10 +130,8 @@ class DpSgd:
         else:
             clipped = self.clipped_sum(inputs, targets)
         std = self._noise_multiplier * self._clip
-        sizes = [p.numel() for p in self._parameters]
-        noise = torch.split(torch.from_numpy(self._entropy.normal(sum(sizes))), sizes)
-        for parameter, total, part in zip(self._parameters, clipped, noise, strict=True):
-            total.add_(part.view_as(total).to(total.device), alpha=std)
+        for parameter, total in zip(self._parameters, clipped, strict=True):
+            add_noise(total, std, self._entropy)
             parameter.grad = total.div_(self._expected_batch)
 
     def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
@@ -188,6 +186,22 @@ class DpSgd:
         for parameter in self._parameters:
             setattr(parameter, "grad_sample", None)  # noqa: B010 - Opacus' attribute, not torch's
             setattr(parameter, "_forward_counter", 0)  # noqa: B010
+
+
+def add_noise(total: Tensor, std: float, entropy: Entropy) -> None:
+    """Add Gaussian noise to a tensor, in place; on the CPU without a copy.
+
+    Args:
+        total: float32, of any shape, on any device.
+        std: Standard deviation of the noise.
+        entropy: Where the noise comes from.
+    """
+    if total.device.type == "cpu" and total.is_contiguous():
+        entropy.add_normal(total.numpy(), std)
+        return
+    noise = torch.zeros(total.shape, dtype=torch.float32)
+    entropy.add_normal(noise.numpy(), std)
+    total.add_(noise.to(total.device))
 
 
 def _first_sentence(error: Exception) -> str:

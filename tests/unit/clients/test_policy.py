@@ -85,6 +85,8 @@ def test_a_run_at_every_bound_of_the_policy_is_allowed():
         (record(delta=1.1e-5), "LF4607", "policy.privacy.delta"),
         (record(delta=0.0), "LF4607", "policy.privacy.delta"),
         (record(clip=0.0), "LF4607", ""),
+        (record(randomness="insecure_seeded"), "LF4618", ""),
+        (record(randomness=""), "LF4618", ""),
         (record(clip=math.inf), "LF4607", ""),
         (replace(OFFER, task=ROWS), "LF4609", "policy.leaves"),
         (replace(OFFER, privacy=Privacy(RECORD, ["evaluation"])), "LF4609", "policy.leaves"),

@@ -16,6 +16,7 @@ from lepton_fed.clients import receipts as receipts_module
 from lepton_fed.clients.receipts import Receipt, Receipts, receipt_of, receipt_of_phase
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, Update
 from lepton_fed.errors import Problem, Refused, RunError
+from lepton_fed.privacy.dp.accounting import terms
 from lepton_fed.runs import files
 
 ASK = Ask("a" * 64, "l", 3, True, True, {})
@@ -53,6 +54,17 @@ def kept(tmp_path):
 
 def paths(kept):
     return sorted(kept._folder.glob("*.json"))
+
+
+def test_what_an_epsilon_depends_on_stands_beside_it_and_nowhere_else():
+    said = terms("poisson", 1e-5)
+    numbers = receipt_of(REPLY, ASK, ABOUT, said).numbers
+    assert numbers["epsilon holds for"] == said
+    for part in ("delta 1e-05", "add-or-remove-one", "poisson", "PLD at grid 0.001"):
+        assert part in said
+    assert "zero-out-one" in terms("full", 1e-5)
+    silent = replace(REPLY, epsilon=None)
+    assert "epsilon holds for" not in receipt_of(silent, ASK, ABOUT, said).numbers
 
 
 def test_a_receipt_holds_what_left_with_every_digit():

@@ -238,6 +238,13 @@ def test_a_contradiction_in_a_default_points_at_its_section() -> None:
     assert (problem.key, problem.where) == ("data.columns", "template")
 
 
+def test_noise_from_a_seed_is_for_simulations_alone() -> None:
+    seeded = ("privacy.record={enabled: true, randomness: insecure_seeded}",)
+    assert _codes(_simulation(*seeded)) == []
+    found = _found(ServerConf, {"task": {"data": IMAGE}}, seeded)
+    assert _codes(found) == [("LF1069", "privacy.record.randomness")]
+
+
 def test_a_server_conf_is_judged_like_a_simulation_without_sites() -> None:
     values = {"task": {"data": IMAGE}}
     found = _found(ServerConf, values, ("rounds.quorum=900", "strategy.name=x", "signing_key="))

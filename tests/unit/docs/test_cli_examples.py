@@ -44,6 +44,7 @@ WORDS = {
     "simulate": ("rounds.count=1", "privacy.record.enabled=false"),
     "export": ("last", "--out", "elsewhere"),
     "predict": ("--bundle", "elsewhere", "--input", "new.npz"),
+    "privacy plan": ("--rows", "300"),
     "runs show": ("last",),
 }
 

@@ -28,7 +28,7 @@ REPLY = Reply(
 
 
 def written(number: int) -> Receipt:
-    return receipt_of(REPLY, Ask("a" * 64, "l", number, True, True, {}), ABOUT)
+    return receipt_of(REPLY, Ask("a" * 64, "l", number, True, True, {}), ABOUT, "delta")
 
 
 @pytest.fixture

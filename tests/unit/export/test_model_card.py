@@ -154,6 +154,19 @@ def test_with_dp_the_card_says_what_is_promised_and_what_is_not(mlp: Any, dp: An
         assert said in privacy
 
 
+@pytest.mark.parametrize("sampler", ["shuffled", "full"])
+def test_the_card_of_an_order_credits_it_nothing(mlp: Any, dp: Any, sampler: str) -> None:
+    privacy = card(mlp.task, replace(dp, sampler=sampler)).split("## Privacy")[1].split("## ")[0]
+    assert "the place of one record left empty" in privacy
+    assert "Poisson" not in privacy
+    assert "order" in privacy
+
+
+def test_the_card_calls_noise_from_a_seed_insecure(mlp: Any, dp: Any) -> None:
+    assert "**Insecure.**" in card(mlp.task, replace(dp, randomness="insecure_seeded"))
+    assert "Insecure" not in card(mlp.task, replace(dp, randomness="system"))
+
+
 def test_the_card_does_not_promise_what_epsilon_does_not_cover(mlp: Any, dp: Any) -> None:
     privacy = " ".join(card(mlp.task, dp).split("## Privacy")[1].split("## ")[0].split())
     assert "anything that the site sent" not in privacy

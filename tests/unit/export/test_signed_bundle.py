@@ -142,11 +142,21 @@ def test_privacy_of_each_site_is_in_the_manifest(mlp: Any, summary_of: Any) -> N
         SiteSummary("b", 3),
     ]
     summary = summary_of(
-        mlp.task, sites=sites, delta=1e-5, clip=0.5, outside_epsilon=["evaluation"]
+        mlp.task,
+        sites=sites,
+        delta=1e-5,
+        clip=0.5,
+        outside_epsilon=["evaluation"],
+        sampler="shuffled",
+        randomness="system",
     )
     manifest = make_manifest(mlp.task, summary, RELEASE, "signer", {})
     assert (manifest.delta, manifest.clip) == (1e-5, 0.5)
     assert manifest.outside_epsilon == ["evaluation"]
+    assert (manifest.sampler, manifest.adjacency) == ("shuffled", "zero-out-one")
+    assert manifest.randomness == "system"
+    bare = make_manifest(mlp.task, summary_of(mlp.task), RELEASE, "signer", {})
+    assert (bare.sampler, bare.adjacency, bare.randomness) == ("", "", "")
     assert [(s.epsilon, s.noise_multiplier) for s in manifest.sites] == [(7.5, 1.25), (None, None)]
 
 

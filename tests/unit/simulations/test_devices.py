@@ -12,6 +12,7 @@ from lepton_fed.core.task import DataContract, ModelSpec, Numeric, Target, Task,
 from lepton_fed.errors import ConfError
 from lepton_fed.models.build import build_model, layout_of, read_vector
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.sampling import PoissonSampler
 from lepton_fed.simulations.sequential import simulate
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training.device import devices_of, model_on
@@ -142,8 +143,10 @@ def test_bf16_on_a_gpu_is_near_float32():
 @pytest.mark.gpu
 @gpus(1)
 def test_a_gpu_trains_privately_what_the_cpu_trains():
+    size = task("cnn").training.batch_size
+
     def run(devices):
-        private = PrivateTraining(1.0, 0.8, Entropy(bytes(32)))
+        private = PrivateTraining(1.0, 0.8, Entropy(bytes(32)), PoissonSampler(50, size), size)
         return trained(task("cnn"), devices, private)
 
     np.testing.assert_allclose(run(devices_of("cuda")), run([CPU]), rtol=0, atol=2e-3)

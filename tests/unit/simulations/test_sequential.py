@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
+from lepton_fed.cli.simulate import privacy_lines
 from lepton_fed.clients import site as site_module
 from lepton_fed.config.load import load_conf
 from lepton_fed.config.schema import SimulationConf
@@ -15,6 +17,7 @@ from lepton_fed.core.layout import vector_digest
 from lepton_fed.errors import ConfError, DataError, LeptonError, RunError, TaskError
 from lepton_fed.flower.transport import GridTransport
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
+from lepton_fed.privacy.dp.sampling import OrderedSampler
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.runs.events import read_events
 from lepton_fed.runs.folder import list_runs
@@ -283,6 +286,49 @@ def test_a_private_run_spends_its_target_at_every_site(load, private):
     assert (done.summary.delta, done.summary.clip) == (1e-5, 1.0)
     assert not done.summary.repeatable
     assert simulate(load(*private)).summary.digest != done.summary.digest
+
+
+def test_noise_and_batches_never_come_from_the_run_s_seed(load, private):
+    """Same seed, same conf, torch and numpy seeded by whoever wants to: another model each time."""
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 - what an attacker would try
+        runs.append(simulate(load(*private, "seed=5")))
+    assert runs[0].summary.model != runs[1].summary.model
+    assert {done.summary.randomness for done in runs} == {"system"}
+
+
+def test_seeded_noise_repeats_and_is_called_insecure_wherever_it_is_told(load, private):
+    def done(seed):
+        seeded = "privacy.record.randomness=insecure_seeded"
+        return simulate(load(*private, seeded, f"seed={seed}"))
+
+    one, again, other = done(5), done(5), done(6)
+    assert one.summary.model == again.summary.model != other.summary.model
+    assert not one.summary.repeatable, "nobody is to rely on it"
+    assert one.summary.randomness == "insecure_seeded"
+    assert events_of(one, "run.started")[0]["randomness"] == "insecure_seeded"
+    conf = (one.folder.path / "conf.yaml").read_text()
+    assert "randomness: insecure_seeded" in conf
+    assert any("INSECURE" in line for line in privacy_lines(one.summary))
+    assert not any("INSECURE" in line for line in privacy_lines(simulate(load(*private)).summary))
+
+
+@pytest.mark.parametrize("order", ["shuffled", "full"])
+def test_an_order_is_run_and_charged_as_what_it_is(load, private, order):
+    done = simulate(load(*private, f"privacy.record.sampler={order}"))
+    for rows, site in zip(done.population, done.summary.sites, strict=True):
+        sampler = OrderedSampler(len(rows.training), 32, order)
+        event = sampler.event(site.noise_multiplier, sampler.steps_per_epoch)
+        assert event.passes == 1
+        assert site.epsilon == epsilon_of([event] * 3, 1e-5)
+        assert 0.99 * 4 < site.epsilon <= 4
+        ledger = done.folder.site(site.name) / "ledger.jsonl"
+        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+        assert {(line["sampler"], line["adjacency"]) for line in lines} == {(order, "zero-out-one")}
+    assert done.summary.sampler == order
+    assert "zero out one record" in "".join(privacy_lines(done.summary))
 
 
 def test_evaluation_leaves_a_private_run_only_if_it_is_listed(load, private):

@@ -28,6 +28,10 @@ def test_privacy_is_described_by_the_noise_it_takes(load, private):
     details, codes, _ = found(load(*private))
     assert codes == {}
     assert details["privacy"].startswith("noise multiplier ")
+    assert not {"INSECURE:", "order"} & set(details["privacy"].split())
+    record = ("privacy.record.sampler=full", "privacy.record.randomness=insecure_seeded")
+    details, _, _ = found(load(*private, *record))
+    assert "full order without amplification; INSECURE" in details["privacy"]
 
 
 def test_several_failures_are_reported_together(load, tmp_path):
