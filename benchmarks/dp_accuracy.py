@@ -146,7 +146,6 @@ class Federation:
             0.0 if shared else plan.noise_multiplier,
             self._entropy,
             plan.sampler,
-            plan.divisor,
         )
 
     def run(self) -> Floats:

@@ -277,7 +277,6 @@ class Site:
                 0.0 if record.is_shared else self._noise.noise_multiplier,
                 self._entropy,
                 self._noise.sampler,
-                self._noise.divisor,
             )
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}

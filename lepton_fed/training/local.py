@@ -84,14 +84,12 @@ class PrivateTraining:
         noise_multiplier: Standard deviation of the noise over ``clip``.
         entropy: The site's own entropy, for sampling and noise.
         sampler: Draws the batches.
-        divisor: Public divisor of a step's sum.
     """
 
     clip: float
     noise_multiplier: float
     entropy: Entropy
     sampler: Sampler
-    divisor: int
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,7 @@ def _backward(
             losses,
             clip=private.clip,
             noise_multiplier=private.noise_multiplier,
-            expected_batch=private.divisor,
+            expected_batch=private.sampler.divisor,
             entropy=private.entropy,
         ) as engine:
             yield engine.gradient

@@ -50,7 +50,7 @@ def plan_noise(
     if shared is not None:
         require_delta(record.delta, rows)
         sampler = PoissonSampler(rows, training.batch_size, shared.sampling_rate)
-        return NoisePlan(sampler, 1, shared.noise_multiplier, training.batch_size)
+        return NoisePlan(sampler, 1, shared.noise_multiplier)
     ordinary = sampler_of(record.sampler, rows, training.batch_size)
     steps = steps_of(training, rows, ordinary)
     return plan_for(ordinary, steps, rounds, epsilon=record.epsilon, delta=record.delta)

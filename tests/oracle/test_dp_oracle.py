@@ -101,7 +101,7 @@ def private(of, data, noise=1.0, clip=1.0, entropy=None):
     size = of.training.batch_size
     sampler = PoissonSampler(len(data), size)
     entropy = entropy or Entropy.from_system()
-    return PrivateTraining(clip, noise, entropy, sampler, min(size, len(data)))
+    return PrivateTraining(clip, noise, entropy, sampler)
 
 
 @st.composite
@@ -336,9 +336,8 @@ def test_noise_is_added_to_what_a_step_applies():
     # Sampling rate 1: the step is the same but for the noise.
     moved = without.astype(np.float64) - start
     assert 0 < np.linalg.norm(moved) <= 0.1 * 1e-4 * 20 / 20 * 1.01
-    with_noise = (
-        weights_of(of, data, private(of, data, noise=1e4, clip=1e-4)).astype(np.float64) - start
-    )
+    with_noise = weights_of(of, data, private(of, data, noise=1e4, clip=1e-4))
+    with_noise = with_noise.astype(np.float64) - start
     assert with_noise.std() == pytest.approx(0.1 * 1e4 * 1e-4 / 20, rel=0.1)
 
 

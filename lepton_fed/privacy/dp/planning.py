@@ -38,13 +38,11 @@ class NoisePlan:
         sampler: Draws the batches.
         steps: Steps of one round.
         noise_multiplier: Standard deviation of the noise over the clipping norm.
-        divisor: Public divisor of a step's sum.
     """
 
     sampler: Sampler
     steps: int
     noise_multiplier: float
-    divisor: int
 
     @property
     def round_event(self) -> Event:
@@ -58,7 +56,7 @@ class NoisePlan:
         The standard deviation of the noise in a coordinate of the mean gradient, over the largest
         norm that this gradient can have: both are in units of the clipping norm.
         """
-        return self.noise_multiplier / self.divisor
+        return self.noise_multiplier / self.sampler.divisor
 
     @property
     def rows_a_round(self) -> float:
@@ -118,7 +116,7 @@ def plan_for(
         )
     noise = noise_multiplier_for(epsilon, delta, sampler.event(1.0, steps).times(rounds))
     guarantee_of([sampler.event(noise, steps).times(rounds)], delta)  # cross-checked
-    return NoisePlan(sampler, steps, noise, min(sampler.expected_batch, rows))
+    return NoisePlan(sampler, steps, noise)
 
 
 def require_delta(delta: float, rows: int) -> None:

@@ -43,6 +43,11 @@ class PoissonSampler:
         return min(1.0, self.expected_batch / self.rows)
 
     @property
+    def divisor(self) -> int:
+        """Return the public number that a step's sum is divided by."""
+        return self.expected_batch if self.given_rate else min(self.expected_batch, self.rows)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Return the steps in which each record is expected once."""
         return max(1, round(1.0 / self.rate))
@@ -84,6 +89,11 @@ class OrderedSampler:
     def rate(self) -> float:
         """Return the share of the records that is in a step; nothing is made of it."""
         return min(1.0, self.expected_batch / self.rows)
+
+    @property
+    def divisor(self) -> int:
+        """Return the public number that a step's sum is divided by."""
+        return min(self.expected_batch, self.rows)
 
     @property
     def steps_per_epoch(self) -> int:

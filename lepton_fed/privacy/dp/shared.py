@@ -136,7 +136,9 @@ def noise_to_agree_on(privacy: Privacy, rounds: int) -> float:
     if not record.is_shared or record.sampling_rate is None:
         return 0.0
     target = record.epsilon * (1.0 - _SLACK)
-    return noise_multiplier_for(target, record.delta, record.sampling_rate, rounds)
+    return noise_multiplier_for(
+        target, record.delta, SampledGaussian(1.0, record.sampling_rate, rounds)
+    )
 
 
 def shared_noise(agreement: Agreement, size: int) -> SharedNoise | None:

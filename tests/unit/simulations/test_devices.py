@@ -146,7 +146,7 @@ def test_a_gpu_trains_privately_what_the_cpu_trains():
     size = task("cnn").training.batch_size
 
     def run(devices):
-        private = PrivateTraining(1.0, 0.8, Entropy(bytes(32)), PoissonSampler(50, size), size)
+        private = PrivateTraining(1.0, 0.8, Entropy(bytes(32)), PoissonSampler(50, size))
         return trained(task("cnn"), devices, private)
 
     np.testing.assert_allclose(run(devices_of("cuda")), run([CPU]), rtol=0, atol=2e-3)
