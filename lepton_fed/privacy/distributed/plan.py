@@ -36,8 +36,17 @@ from lepton_fed.privacy.distributed.accounting import (
 )
 from lepton_fed.privacy.distributed.rotation import block_of
 from lepton_fed.privacy.distributed.rounding import BETA, squared_norm_limit
+from lepton_fed.privacy.dp.accounting import SampledGaussian
 
-__all__ = ["DEVIATIONS", "Noise", "SharesPlan", "Unit", "fewest_bits", "plan_shares"]
+__all__ = [
+    "DEVIATIONS",
+    "Noise",
+    "SharesPlan",
+    "Unit",
+    "fewest_bits",
+    "plan_for_noise",
+    "plan_shares",
+]
 
 Unit = Literal["site", "record"]
 Noise = Literal["discrete-gaussian", "skellam"]
@@ -50,6 +59,7 @@ _TOLERANCE = 1e-4  # relative, of the noise multiplier
 _FEWEST_BITS, _MOST_BITS = 8, 40
 _SMALLEST_SHARE = 0.5  # in units of the grid; less hides nothing
 _INFLATION = 1.01
+_NO_RATIO = 1e-8  # a logarithm of a ratio that no ledger shows
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,36 @@ class SharesPlan:
         kind = DiscreteGaussianShares if self.noise == "discrete-gaussian" else SkellamShares
         return kind(self.share_sigma, self.honest, self.squared_sensitivity, self.padded, rounds)
 
+    def event(self, rounds: int, sampling_rate: float = 1.0) -> SampledGaussian:
+        """Return the continuous Gaussian that ``rounds`` sums are post-processing of.
+
+        It can be composed with everything else that a ledger has. Mixing over a sample keeps
+        post-processing what it is, so a Poisson sample of records is credited as usual. A sample
+        of sites is not: the coordinator knows who takes part.
+
+        Args:
+            rounds: How many sums are released.
+            sampling_rate: Probability with which each site has a record in a round's sum.
+
+        Returns:
+            The event. What it leaves out adds less than 1e-7 to epsilon and 1e-20 to delta, far
+            below the grid of the privacy loss.
+
+        Raises:
+            ValueError: Sites are sampled, or the noise is Skellam, of which nothing like it is
+                known.
+            TaskError: Shares are so small that the sum is not close to a Gaussian (LF3320).
+        """
+        cost = self.cost(rounds)
+        if not isinstance(cost, DiscreteGaussianShares):
+            raise ValueError("Skellam noise is accounted for by its Rényi divergences only")
+        if self.unit == "site" and sampling_rate < 1:
+            raise ValueError("sampled sites are known to the coordinator")
+        noise, ratio = cost.dominating_gaussian()
+        if ratio > _NO_RATIO:
+            raise TaskError(_too_small(self.bits, self.sites))
+        return SampledGaussian(noise, sampling_rate, rounds)
+
     @property
     def _ring_room(self) -> float:
         """Return what signal and noise may have of the variance that fits, in grid units."""
@@ -224,6 +264,61 @@ def plan_shares(
                 f"no amount of noise keeps {rounds} rounds of {size} coordinates in a ring of "
                 f"{bits} bits within epsilon {epsilon:g} at delta {delta:g}",
                 remedy="more bits, fewer rounds, or a larger epsilon",
+            )
+        )
+    return plan(found)
+
+
+def plan_for_noise(
+    noise_multiplier: float,
+    *,
+    rounds: int,
+    sites: int,
+    honest: int,
+    size: int,
+    clip: float,
+    bits: int = 20,
+    unit: Unit = "record",
+    units: int = 0,
+) -> SharesPlan:
+    """Return the plan with the least discrete Gaussian noise that costs no more than a Gaussian.
+
+    For sums over a Poisson sample of records, whose noise multiplier is calibrated with
+    :func:`lepton_fed.privacy.dp.accounting.noise_multiplier_for`.
+
+    Args:
+        noise_multiplier: Of the Gaussian; :meth:`SharesPlan.event` has at least this much.
+        rounds: How many sums are released.
+        sites: Sites in a sum, at most.
+        honest: Sites whose shares count.
+        size: Coordinates of an update.
+        clip: Largest norm of one protected unit.
+        bits: Size of the ring in bits.
+        unit: What is protected.
+        units: Protected units in a sum, as many as are expected.
+
+    Raises:
+        ValueError: A number is out of range.
+        TaskError: No amount of noise in this ring comes up to it (LF3321).
+    """
+
+    def plan(multiplier: float) -> SharesPlan:
+        return SharesPlan(sites, honest, size, clip, multiplier, bits, unit=unit, units=units)
+
+    def missing(multiplier: float) -> float:
+        try:
+            return noise_multiplier / plan(multiplier).event(rounds).noise_multiplier
+        except TaskError:
+            return math.inf
+
+    found = _smallest(missing, 1.0)
+    if found is None:
+        raise TaskError(
+            Problem(
+                "LF3321",
+                f"no amount of noise for {size} coordinates in a ring of {bits} bits comes up to "
+                f"a noise multiplier of {noise_multiplier:g}",
+                remedy="more bits, or a larger epsilon",
             )
         )
     return plan(found)

@@ -129,6 +129,18 @@ def test_no_skellam_bound_is_below_the_exact_loss(variance, shift):
     assert exact <= found < (1.3 if variance > 10 else 1.7) * exact
 
 
+@pytest.mark.parametrize(("variance", "shift"), [(4.0, 1), (50.0, 3), (900.0, 20)])
+def test_no_skellam_divergence_is_below_the_exact_one(variance, shift):
+    reach = math.ceil(9 * math.sqrt(variance)) + 20
+    at = np.arange(-reach, reach + 1)
+    log_mass = stats.skellam.logpmf(at, variance / 2, variance / 2)
+    log_moved = stats.skellam.logpmf(at - shift, variance / 2, variance / 2)
+    for order in (2, 3, 8):
+        exact = math.log(np.exp(order * log_mass + (1 - order) * log_moved).sum()) / (order - 1)
+        found = SkellamShares(math.sqrt(variance), 1, shift**2, 1).renyi(order)
+        assert exact <= found < (1.1 if variance > 10 else 2.0) * exact
+
+
 def test_a_discrete_gaussian_agrees_with_dp_accounting():
     loss = privacy_loss_distribution.from_discrete_gaussian_mechanism(
         20.0, sensitivity=10, value_discretization_interval=1e-4
@@ -163,6 +175,9 @@ def test_shares_that_are_too_small_for_domination_still_have_a_bound():
     shares = DiscreteGaussianShares(0.5, 2, 1, 10)
     assert shares.dominating_gaussian() == (0.0, math.inf)
     assert 0 < shares.epsilon(DELTA) < math.inf
+    smaller = DiscreteGaussianShares(0.49, 2, 1, 10)  # the theorem needs 1/2
+    assert smaller.zcdp() == smaller.epsilon(DELTA) == math.inf
+    assert DiscreteGaussianShares(0.49, 1, 1, 10).epsilon(DELTA) < math.inf
 
 
 def test_epsilon_grows_with_rounds_and_shrinks_with_shares():
