@@ -50,10 +50,9 @@ def samples() -> None:
             )
             skellam_text = f"{other / SAMPLES * 1e9:.1f}"
         least, median, most = ratio
-        each = ours / SAMPLES * 1e9
-        print(
-            f"| {sigma:g} | {each:.1f} | {skellam_text} | {median:.1f} ({least:.1f} to {most:.1f}) |"
-        )
+        each = f"{ours / SAMPLES * 1e9:.1f}"
+        spread = f"{median:.1f} ({least:.1f} to {most:.1f})"
+        print(f"| {sigma:g} | {each} | {skellam_text} | {spread} |")
 
 
 def steps() -> None:

@@ -37,6 +37,7 @@ from lepton_fed.privacy.distributed.accounting import (
 from lepton_fed.privacy.distributed.rotation import block_of
 from lepton_fed.privacy.distributed.rounding import BETA, squared_norm_limit
 from lepton_fed.privacy.dp.accounting import SampledGaussian
+from lepton_fed.privacy.dp.skellam import LARGEST_VARIANCE
 
 __all__ = [
     "DEVIATIONS",
@@ -56,7 +57,7 @@ DEVIATIONS = 4.0
 
 _LARGEST_NOISE = 1e6
 _TOLERANCE = 1e-4  # relative, of the noise multiplier
-_FEWEST_BITS, _MOST_BITS = 8, 40
+_FEWEST_BITS, _MOST_BITS = 8, 32  # of more, rotated coordinates could pass 2**40
 _SMALLEST_SHARE = 0.5  # in units of the grid; less hides nothing
 _INFLATION = 1.01
 _NO_RATIO = 1e-8  # a logarithm of a ratio that no ledger shows
@@ -80,7 +81,7 @@ class SharesPlan:
         beta: Probability, at most, with which a rounding is thrown away.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or shares of Skellam noise are beyond what is drawn.
         TaskError: The ring is too small for the noise of so many sites (LF3320).
     """
 
@@ -104,6 +105,8 @@ class SharesPlan:
             raise ValueError(f"a ring of {self.bits} bits, beta {self.beta}")
         if self._ring_room <= 0 or self.share_sigma < _SMALLEST_SHARE:
             raise TaskError(_too_small(self.bits, self.sites))
+        if self.noise == "skellam" and self.share_sigma**2 > LARGEST_VARIANCE:
+            raise ValueError(f"Skellam shares in a ring of {self.bits} bits: at most 28")
 
     @property
     def block(self) -> int:
@@ -338,7 +341,7 @@ def fewest_bits(
         size: Coordinates of an update.
 
     Raises:
-        TaskError: None of up to 40 bits does (LF3320, LF3321).
+        TaskError: None of up to 32 bits does (LF3320, LF3321).
     """
 
     def continuous(multiplier: float) -> float:
