@@ -123,6 +123,11 @@ class SharesPlan:
         """Return the standard deviation of one share, in the update's own units."""
         return self.noise_multiplier * self.clip / math.sqrt(self.honest)
 
+    @property
+    def mean_deviation(self) -> float:
+        """Return the deviation of the noise on the mean of all sites' updates, in a coordinate."""
+        return self.share_deviation / math.sqrt(self.sites)
+
     @cached_property
     def grid(self) -> float:
         """Return the distance of two neighbours of the grid: the finest that fits the ring."""
@@ -241,6 +246,15 @@ def plan_shares(
         ValueError: A number is out of range.
         TaskError: The ring is too small for so many sites (LF3320), or no amount of noise stays
             within epsilon in it (LF3321).
+
+    Example:
+        >>> plan = plan_shares(
+        ...     epsilon=8, delta=1e-5, rounds=50, sites=100, honest=70, size=20_000, clip=1.0
+        ... )
+        >>> f"{plan.noise_multiplier:.2f} {plan.mean_deviation:.3f} {plan.grid:.1e}"
+        '4.24 0.051 4.1e-05'
+        >>> f"{plan.cost(50).epsilon(1e-5):.2f} {plan.adjacency}"
+        '8.00 zero-out-one-site'
     """
     if not (0 < epsilon < math.inf and 0 < delta < 1) or rounds < 1:
         raise ValueError(f"epsilon {epsilon} at delta {delta} over {rounds} rounds")

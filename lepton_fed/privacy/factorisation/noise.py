@@ -35,26 +35,46 @@ class CorrelatedNoise:
         deviation: Standard deviation of ``z``.
         steps: How many vectors there are at most.
         entropy: The owner's own, from the operating system.
+        past: What :meth:`past` said when training stopped; nothing at the start.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or the past is that of another stream.
     """
 
     def __init__(
-        self, coefficients: Reals, size: int, deviation: float, steps: int, entropy: Entropy
+        self,
+        coefficients: Reals,
+        size: int,
+        deviation: float,
+        steps: int,
+        entropy: Entropy,
+        past: tuple[int, Floats] | None = None,
     ) -> None:
         if coefficients.size < 1 or coefficients[0] == 0 or size < 1 or steps < 1:
             raise ValueError(f"{coefficients.size} coefficients, {size} coordinates, {steps} steps")
         if not 0 < deviation < np.inf:
             raise ValueError(f"noise of deviation {deviation}")
         self.steps = steps
-        self.step = 0
         self._coefficients = coefficients
         self._deviation = deviation
         self._entropy = entropy
         # Row t modulo p - 1 has the noise of step t.
-        self._past = np.zeros((min(coefficients.size, steps) - 1, size), dtype=np.float32)
+        kept = (min(coefficients.size, steps) - 1, size)
+        self.step, self._past = past or (0, np.zeros(kept, dtype=np.float32))
+        if self._past.shape != kept or not 0 <= self.step <= steps:
+            raise ValueError(f"step {self.step} and noise of shape {self._past.shape}, not {kept}")
         self._size = size
+
+    def past(self) -> tuple[int, Floats]:
+        """Return the step that is next and the noise that is still needed: both are secret.
+
+        To be on disk before the noise of a step is used: a step whose noise is made a second time,
+        from the same past, tells the difference of both.
+
+        Returns:
+            The step, and ``[band - 1, size]`` float32, the stream's own memory.
+        """
+        return self.step, self._past
 
     def next(self) -> Floats:
         """Return the noise of the next step, ``[size]`` float32, in the gradients' units.

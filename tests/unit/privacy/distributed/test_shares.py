@@ -79,6 +79,7 @@ def test_the_coordinator_gets_the_sum_with_the_planned_noise():
     off = ends.decode(total) - some.sum(axis=0)
     planned = plan.noise_multiplier * math.sqrt(8 / 6)
     assert off.std() == pytest.approx(planned, rel=0.05)
+    assert plan.mean_deviation == pytest.approx(planned / 8)
     assert abs(off.mean()) < 5 * planned / math.sqrt(SIZE)
 
 

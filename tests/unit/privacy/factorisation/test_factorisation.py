@@ -120,6 +120,24 @@ def test_the_stream_is_the_inverse_applied_to_fresh_noise(band):
         stream.next()
 
 
+def test_a_stream_goes_on_where_it_stopped():
+    arguments = (square_root(5), 300, 1.5, 30)
+    whole = CorrelatedNoise(*arguments, Entropy(KEY))
+    expected = [whole.next() for _ in range(30)]
+    entropy = Entropy(KEY)
+    first = CorrelatedNoise(*arguments, entropy)
+    noise = [first.next() for _ in range(17)]
+    step, past = first.past()
+    second = CorrelatedNoise(*arguments, entropy, past=(step, past.copy()))
+    noise += [second.next() for _ in range(13)]
+    np.testing.assert_array_equal(noise, expected)
+    with pytest.raises(ValueError, match="more than 30"):
+        second.next()
+    for wrong in ((31, past), (-1, past), (3, past[:-1])):
+        with pytest.raises(ValueError, match="noise of shape"):
+            CorrelatedNoise(*arguments, entropy, past=wrong)
+
+
 def test_memory_is_the_band_times_the_size():
     stream = CorrelatedNoise(square_root(8), 1000, 1.0, 50, Entropy(KEY))
     assert stream._past.nbytes == 7 * 1000 * 4
