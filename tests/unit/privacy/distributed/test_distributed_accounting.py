@@ -10,6 +10,7 @@ from dp_accounting import GaussianDpEvent, pld, rdp
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
+from lepton_fed.privacy.distributed import accounting
 from lepton_fed.privacy.distributed.accounting import (
     DiscreteGaussianShares,
     SkellamShares,
@@ -169,6 +170,34 @@ def test_domination_holds_mass_by_mass():
     off = np.log(middle / rounded[48:73])
     assert np.abs(off).max() < ratio + 1e-9
     assert ratio < 1e-6
+
+
+def test_concentrated_dp_of_few_small_shares_is_that_of_the_theorem():
+    tau = 10 * (
+        math.exp(-2 * math.pi**2 * 0.36 * 1 / 2)
+        + math.exp(-2 * math.pi**2 * 0.36 * 2 / 3)
+        + math.exp(-2 * math.pi**2 * 0.36 * 3 / 4)
+    )
+    for dimension in (1, 100):
+        first = math.sqrt(9 / (4 * 0.36) + tau * dimension / 2)
+        second = 3 / (2 * 0.6) + tau * math.sqrt(dimension)
+        found = DiscreteGaussianShares(0.6, 4, 9, dimension, 7).zcdp()
+        assert found == pytest.approx(7 * min(first, second) ** 2 / 2, rel=1e-12)
+
+
+def test_skellam_divergences_are_those_of_the_theorem():
+    assert SkellamShares(2.0, 1, 1, 1).renyi(2) == pytest.approx(0.25 + 9 / 64)
+    assert SkellamShares(0.5, 1, 1, 1, 3).renyi(2) == pytest.approx(3 * (4 + 6))
+    many = SkellamShares(10.0, 4, 16, 9).renyi(5)  # D1 is sqrt(9 * 16)
+    assert many == pytest.approx(5 * 16 / 800 + (9 * 16 + 6 * 12) / (4 * 400**2))
+
+
+@pytest.mark.parametrize("variance", [0.25, 0.3, 0.5])
+def test_sums_over_shifted_integers_differ_by_the_ratio(variance):
+    at = np.arange(-40, 41.0)
+    sums = [np.exp(-((at - x) ** 2) / (2 * variance)).sum() for x in np.linspace(0, 1, 201)]
+    ratio = math.log(max(sums) / min(sums))
+    assert ratio <= accounting._log_ratio(variance) == pytest.approx(ratio, rel=0.01)
 
 
 def test_shares_that_are_too_small_for_domination_still_have_a_bound():
