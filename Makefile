@@ -46,6 +46,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks
 	$(BIN)/python -m benchmarks.secagg
 	$(BIN)/python -m benchmarks.dp_noise
 	$(BIN)/python -m benchmarks.dp_accounting
+	$(BIN)/python -m benchmarks.distributed_noise
 
 conf: $(VENV)/.dev  ## Write conf/*.yaml and docs/reference/conf.md anew from the schema
 	$(BIN)/python -m lepton_fed.config.generated

@@ -32,7 +32,7 @@ vector).
    and sensitivity ``D2``. With ``v`` about 3, ``R e`` is below 1e-9 and the whole price of
    discreteness is ``v`` units of variance.
 
-**Skellam.** Agarwal, Kairouz, Liu 2021, theorem 3.5: with ``m`` the variance of the sum and
+**Skellam.** Agarwal, Kairouz, Liu 2021, section 3: with ``m`` the variance of the sum and
 ``D1 = min(sqrt(d) D2, D2**2)`` (a bound of the 1-norm of integers), for whole orders ``a > 1``
 ``RDP(a) <= a D2**2 / 2m + min(((2a-1) D2**2 + 6 D1) / 4m**2, 3 D1 / 2m)``.
 
@@ -40,8 +40,8 @@ vector).
 (:mod:`lepton_fed.privacy.dp.integers`); that is added to delta.
 
 References:
-    P. Kairouz, Z. Liu, T. Steinke, ICML 2021, arXiv:2102.06387, theorem 1 and section 3.
-    N. Agarwal, P. Kairouz, Z. Liu, NeurIPS 2021, arXiv:2110.04995, theorem 3.5.
+    P. Kairouz, Z. Liu, T. Steinke, ICML 2021, arXiv:2102.06387, theorem 1 and proposition 14.
+    N. Agarwal, P. Kairouz, Z. Liu, NeurIPS 2021, arXiv:2110.04995, section 3.
     C. Canonne, G. Kamath, T. Steinke, NeurIPS 2020, arXiv:2004.00010, proposition 12 (Rényi to
     epsilon and delta).
     B. Balle, Y.-X. Wang, ICML 2018, arXiv:1805.06530, theorem 8 (the Gaussian mechanism, exactly).
@@ -133,7 +133,12 @@ class DiscreteGaussianShares(Shares):
     """Shares of discrete Gaussian noise; for the arguments see :class:`Shares`."""
 
     def zcdp(self) -> float:
-        """Return rho of all rounds: they are rho-zCDP (Kairouz, Liu, Steinke 2021)."""
+        """Return rho of all rounds: they are rho-zCDP (Kairouz, Liu, Steinke 2021).
+
+        Infinity for several shares of sigma below 1/2, for which the theorem says nothing.
+        """
+        if self.shares > 1 and self.sigma < 0.5:
+            return math.inf
         tau = 10 * sum(
             math.exp(-2 * math.pi**2 * self.sigma**2 * k / (k + 1)) for k in range(1, self.shares)
         )
@@ -212,6 +217,8 @@ def epsilon_of_renyi(orders: Reals, divergences: Reals, delta: float) -> float:
 
 def epsilon_of_zcdp(rho: float, delta: float) -> float:
     """Return the best epsilon of a rho-zCDP mechanism: its divergence at order a is rho a."""
+    if rho == math.inf:
+        return math.inf
     return epsilon_of_renyi(_ORDERS, rho * _ORDERS, delta)
 
 

@@ -36,8 +36,18 @@ from lepton_fed.privacy.distributed.accounting import (
 )
 from lepton_fed.privacy.distributed.rotation import block_of
 from lepton_fed.privacy.distributed.rounding import BETA, squared_norm_limit
+from lepton_fed.privacy.dp.accounting import SampledGaussian
+from lepton_fed.privacy.dp.skellam import LARGEST_VARIANCE
 
-__all__ = ["DEVIATIONS", "Noise", "SharesPlan", "Unit", "fewest_bits", "plan_shares"]
+__all__ = [
+    "DEVIATIONS",
+    "Noise",
+    "SharesPlan",
+    "Unit",
+    "fewest_bits",
+    "plan_for_noise",
+    "plan_shares",
+]
 
 Unit = Literal["site", "record"]
 Noise = Literal["discrete-gaussian", "skellam"]
@@ -47,9 +57,10 @@ DEVIATIONS = 4.0
 
 _LARGEST_NOISE = 1e6
 _TOLERANCE = 1e-4  # relative, of the noise multiplier
-_FEWEST_BITS, _MOST_BITS = 8, 40
+_FEWEST_BITS, _MOST_BITS = 8, 32  # of more, rotated coordinates could pass 2**40
 _SMALLEST_SHARE = 0.5  # in units of the grid; less hides nothing
 _INFLATION = 1.01
+_NO_RATIO = 1e-8  # a logarithm of a ratio that no ledger shows
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class SharesPlan:
         beta: Probability, at most, with which a rounding is thrown away.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or shares of Skellam noise are beyond what is drawn.
         TaskError: The ring is too small for the noise of so many sites (LF3320).
     """
 
@@ -94,6 +105,8 @@ class SharesPlan:
             raise ValueError(f"a ring of {self.bits} bits, beta {self.beta}")
         if self._ring_room <= 0 or self.share_sigma < _SMALLEST_SHARE:
             raise TaskError(_too_small(self.bits, self.sites))
+        if self.noise == "skellam" and self.share_sigma**2 > LARGEST_VARIANCE:
+            raise ValueError(f"Skellam shares in a ring of {self.bits} bits: at most 28")
 
     @property
     def block(self) -> int:
@@ -109,6 +122,11 @@ class SharesPlan:
     def share_deviation(self) -> float:
         """Return the standard deviation of one share, in the update's own units."""
         return self.noise_multiplier * self.clip / math.sqrt(self.honest)
+
+    @property
+    def mean_deviation(self) -> float:
+        """Return the deviation of the noise on the mean of all sites' updates, in a coordinate."""
+        return self.share_deviation / math.sqrt(self.sites)
 
     @cached_property
     def grid(self) -> float:
@@ -159,6 +177,36 @@ class SharesPlan:
         kind = DiscreteGaussianShares if self.noise == "discrete-gaussian" else SkellamShares
         return kind(self.share_sigma, self.honest, self.squared_sensitivity, self.padded, rounds)
 
+    def event(self, rounds: int, sampling_rate: float = 1.0) -> SampledGaussian:
+        """Return the continuous Gaussian that ``rounds`` sums are post-processing of.
+
+        It can be composed with everything else that a ledger has. Mixing over a sample keeps
+        post-processing what it is, so a Poisson sample of records is credited as usual. A sample
+        of sites is not: the coordinator knows who takes part.
+
+        Args:
+            rounds: How many sums are released.
+            sampling_rate: Probability with which each site has a record in a round's sum.
+
+        Returns:
+            The event. What it leaves out adds less than 1e-7 to epsilon and 1e-20 to delta, far
+            below the grid of the privacy loss.
+
+        Raises:
+            ValueError: Sites are sampled, or the noise is Skellam, of which nothing like it is
+                known.
+            TaskError: Shares are so small that the sum is not close to a Gaussian (LF3320).
+        """
+        cost = self.cost(rounds)
+        if not isinstance(cost, DiscreteGaussianShares):
+            raise ValueError("Skellam noise is accounted for by its Rényi divergences only")
+        if self.unit == "site" and sampling_rate < 1:
+            raise ValueError("sampled sites are known to the coordinator")
+        noise, ratio = cost.dominating_gaussian()
+        if ratio > _NO_RATIO:
+            raise TaskError(_too_small(self.bits, self.sites))
+        return SampledGaussian(noise, sampling_rate, rounds)
+
     @property
     def _ring_room(self) -> float:
         """Return what signal and noise may have of the variance that fits, in grid units."""
@@ -198,6 +246,15 @@ def plan_shares(
         ValueError: A number is out of range.
         TaskError: The ring is too small for so many sites (LF3320), or no amount of noise stays
             within epsilon in it (LF3321).
+
+    Example:
+        >>> plan = plan_shares(
+        ...     epsilon=8, delta=1e-5, rounds=50, sites=100, honest=70, size=20_000, clip=1.0
+        ... )
+        >>> f"{plan.noise_multiplier:.2f} {plan.mean_deviation:.3f} {plan.grid:.1e}"
+        '4.24 0.051 4.1e-05'
+        >>> f"{plan.cost(50).epsilon(1e-5):.2f} {plan.adjacency}"
+        '8.00 zero-out-one-site'
     """
     if not (0 < epsilon < math.inf and 0 < delta < 1) or rounds < 1:
         raise ValueError(f"epsilon {epsilon} at delta {delta} over {rounds} rounds")
@@ -229,6 +286,61 @@ def plan_shares(
     return plan(found)
 
 
+def plan_for_noise(
+    noise_multiplier: float,
+    *,
+    rounds: int,
+    sites: int,
+    honest: int,
+    size: int,
+    clip: float,
+    bits: int = 20,
+    unit: Unit = "record",
+    units: int = 0,
+) -> SharesPlan:
+    """Return the plan with the least discrete Gaussian noise that costs no more than a Gaussian.
+
+    For sums over a Poisson sample of records, whose noise multiplier is calibrated with
+    :func:`lepton_fed.privacy.dp.accounting.noise_multiplier_for`.
+
+    Args:
+        noise_multiplier: Of the Gaussian; :meth:`SharesPlan.event` has at least this much.
+        rounds: How many sums are released.
+        sites: Sites in a sum, at most.
+        honest: Sites whose shares count.
+        size: Coordinates of an update.
+        clip: Largest norm of one protected unit.
+        bits: Size of the ring in bits.
+        unit: What is protected.
+        units: Protected units in a sum, as many as are expected.
+
+    Raises:
+        ValueError: A number is out of range.
+        TaskError: No amount of noise in this ring comes up to it (LF3321).
+    """
+
+    def plan(multiplier: float) -> SharesPlan:
+        return SharesPlan(sites, honest, size, clip, multiplier, bits, unit=unit, units=units)
+
+    def missing(multiplier: float) -> float:
+        try:
+            return noise_multiplier / plan(multiplier).event(rounds).noise_multiplier
+        except TaskError:
+            return math.inf
+
+    found = _smallest(missing, 1.0)
+    if found is None:
+        raise TaskError(
+            Problem(
+                "LF3321",
+                f"no amount of noise for {size} coordinates in a ring of {bits} bits comes up to "
+                f"a noise multiplier of {noise_multiplier:g}",
+                remedy="more bits, or a larger epsilon",
+            )
+        )
+    return plan(found)
+
+
 def fewest_bits(
     *, epsilon: float, delta: float, rounds: int, sites: int, honest: int, size: int
 ) -> int:
@@ -243,7 +355,7 @@ def fewest_bits(
         size: Coordinates of an update.
 
     Raises:
-        TaskError: None of up to 40 bits does (LF3320, LF3321).
+        TaskError: None of up to 32 bits does (LF3320, LF3321).
     """
 
     def continuous(multiplier: float) -> float:

@@ -8,7 +8,7 @@ Whether the norm is within the bound is decided in integers: floating point may 
 integers come out, never how long they are.
 
 References:
-    P. Kairouz, Z. Liu, T. Steinke, ICML 2021, arXiv:2102.06387, section 4.2 (conditional rounding)
+    P. Kairouz, Z. Liu, T. Steinke, ICML 2021, arXiv:2102.06387, section 4 (conditional rounding)
     and algorithm 1.
 """
 

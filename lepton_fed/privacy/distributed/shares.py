@@ -56,7 +56,8 @@ class NoisySum:
 
         Args:
             update: ``[size]`` floating point, finite. Where a site is the unit it is clipped here;
-                where a record is, it is a plain sum of gradients that were clipped one by one.
+                where a record is, it is a plain sum, made in float64, of gradients that were
+                clipped one by one.
             entropy: The site's own, from its operating system.
 
         Returns:
@@ -80,7 +81,8 @@ class NoisySum:
         Raises:
             ValueError: Another shape, or something is not finite or far beyond the grid.
         """
-        if not np.abs(update).max(initial=0.0) <= _LARGEST_UPDATE:  # NaN compares false
+        # As a Python number: in float32 the bound would be infinite. NaN compares false.
+        if not float(np.abs(update).max(initial=0.0)) <= _LARGEST_UPDATE:
             raise ValueError(f"an update that is not finite, or beyond {_LARGEST_UPDATE:g}")
         units = self.rotation.apply(update)
         if self.plan.unit == "site":

@@ -2,7 +2,7 @@
 
 References:
     C. Canonne, G. Kamath, T. Steinke, "The Discrete Gaussian for Differential Privacy", NeurIPS
-    2020, arXiv:2004.00010: definition 1; it is sigma-subgaussian (corollary 17).
+    2020, arXiv:2004.00010: definition 1; it is sigma-subgaussian (section 3).
 """
 
 from __future__ import annotations

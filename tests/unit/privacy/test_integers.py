@@ -184,6 +184,7 @@ def test_a_comparison_takes_further_bits_until_it_is_decided(monkeypatch):
             assert count == 1
             return np.array([self.left.pop(0)], dtype=np.uint64)
 
+    assert not sampler._decide(len(sampler._weights), 0, 0, Words(0))  # what proposes nothing
     assert sampler._decide(block, value, first, Words(max(0, further[1] - 10**9)))
     assert not sampler._decide(block, value, first, Words(further[1] + 10**9))
 

@@ -109,6 +109,19 @@ def test_one_site_moves_the_sum_by_no_more_than_the_noise_is_made_for():
         assert total.sigma * total.grid < 1 + 2e-6
 
 
+def test_noise_is_made_for_what_rounding_adds_to_many_coordinates():
+    many, one = (CentralSum(size, FixedClip(1.0), 2.0, 1.0).sigma for size in (1_000_000, 1))
+    assert many - one == pytest.approx(2.0 * (1000 - 1) / 2, rel=1e-6)
+
+
+def test_an_update_at_the_norm_is_within_it():
+    total = CentralSum(2, FixedClip(5.0), 1.0, expected=1.0)
+    total.add(np.array([3.0, 4.0]))
+    assert total.within == 1
+    total.add(np.array([3.0, 4.001]))
+    assert total.within == 1
+
+
 def test_a_sum_is_empty_after_it_was_released():
     total = CentralSum(10, FixedClip(1.0), 1e-3, expected=1.0)
     total.add(np.ones(10))

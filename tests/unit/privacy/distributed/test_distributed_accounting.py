@@ -10,6 +10,7 @@ from dp_accounting import GaussianDpEvent, pld, rdp
 from dp_accounting.pld import privacy_loss_distribution
 from scipy import stats
 
+from lepton_fed.privacy.distributed import accounting
 from lepton_fed.privacy.distributed.accounting import (
     DiscreteGaussianShares,
     SkellamShares,
@@ -129,6 +130,18 @@ def test_no_skellam_bound_is_below_the_exact_loss(variance, shift):
     assert exact <= found < (1.3 if variance > 10 else 1.7) * exact
 
 
+@pytest.mark.parametrize(("variance", "shift"), [(4.0, 1), (50.0, 3), (900.0, 20)])
+def test_no_skellam_divergence_is_below_the_exact_one(variance, shift):
+    reach = math.ceil(9 * math.sqrt(variance)) + 20
+    at = np.arange(-reach, reach + 1)
+    log_mass = stats.skellam.logpmf(at, variance / 2, variance / 2)
+    log_moved = stats.skellam.logpmf(at - shift, variance / 2, variance / 2)
+    for order in (2, 3, 8):
+        exact = math.log(np.exp(order * log_mass + (1 - order) * log_moved).sum()) / (order - 1)
+        found = SkellamShares(math.sqrt(variance), 1, shift**2, 1).renyi(order)
+        assert exact <= found < (1.1 if variance > 10 else 2.0) * exact
+
+
 def test_a_discrete_gaussian_agrees_with_dp_accounting():
     loss = privacy_loss_distribution.from_discrete_gaussian_mechanism(
         20.0, sensitivity=10, value_discretization_interval=1e-4
@@ -159,10 +172,41 @@ def test_domination_holds_mass_by_mass():
     assert ratio < 1e-6
 
 
+def test_concentrated_dp_of_few_small_shares_is_that_of_the_theorem():
+    tau = 10 * (
+        math.exp(-2 * math.pi**2 * 0.36 * 1 / 2)
+        + math.exp(-2 * math.pi**2 * 0.36 * 2 / 3)
+        + math.exp(-2 * math.pi**2 * 0.36 * 3 / 4)
+    )
+    for dimension in (1, 100):
+        first = math.sqrt(9 / (4 * 0.36) + tau * dimension / 2)
+        second = 3 / (2 * 0.6) + tau * math.sqrt(dimension)
+        found = DiscreteGaussianShares(0.6, 4, 9, dimension, 7).zcdp()
+        assert found == pytest.approx(7 * min(first, second) ** 2 / 2, rel=1e-12)
+
+
+def test_skellam_divergences_are_those_of_the_theorem():
+    assert SkellamShares(2.0, 1, 1, 1).renyi(2) == pytest.approx(0.25 + 9 / 64)
+    assert SkellamShares(0.5, 1, 1, 1, 3).renyi(2) == pytest.approx(3 * (4 + 6))
+    many = SkellamShares(10.0, 4, 16, 9).renyi(5)  # D1 is sqrt(9 * 16)
+    assert many == pytest.approx(5 * 16 / 800 + (9 * 16 + 6 * 12) / (4 * 400**2))
+
+
+@pytest.mark.parametrize("variance", [0.25, 0.3, 0.5])
+def test_sums_over_shifted_integers_differ_by_the_ratio(variance):
+    at = np.arange(-40, 41.0)
+    sums = [np.exp(-((at - x) ** 2) / (2 * variance)).sum() for x in np.linspace(0, 1, 201)]
+    ratio = math.log(max(sums) / min(sums))
+    assert ratio <= accounting._log_ratio(variance) == pytest.approx(ratio, rel=0.01)
+
+
 def test_shares_that_are_too_small_for_domination_still_have_a_bound():
     shares = DiscreteGaussianShares(0.5, 2, 1, 10)
     assert shares.dominating_gaussian() == (0.0, math.inf)
     assert 0 < shares.epsilon(DELTA) < math.inf
+    smaller = DiscreteGaussianShares(0.49, 2, 1, 10)  # the theorem needs 1/2
+    assert smaller.zcdp() == smaller.epsilon(DELTA) == math.inf
+    assert DiscreteGaussianShares(0.49, 1, 1, 10).epsilon(DELTA) < math.inf
 
 
 def test_epsilon_grows_with_rounds_and_shrinks_with_shares():

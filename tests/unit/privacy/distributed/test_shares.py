@@ -11,10 +11,11 @@ from scipy import stats
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.errors import TaskError
 from lepton_fed.privacy.distributed.accounting import epsilon_of_gaussian
-from lepton_fed.privacy.distributed.plan import SharesPlan, fewest_bits, plan_shares
+from lepton_fed.privacy.distributed.plan import SharesPlan, fewest_bits, plan_for_noise, plan_shares
 from lepton_fed.privacy.distributed.rotation import Rotation
 from lepton_fed.privacy.distributed.rounding import squared_norm
 from lepton_fed.privacy.distributed.shares import NoisySum
+from lepton_fed.privacy.dp.accounting import epsilon_of, noise_multiplier_for
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.secagg.vector import MaskedLayout
 
@@ -78,6 +79,7 @@ def test_the_coordinator_gets_the_sum_with_the_planned_noise():
     off = ends.decode(total) - some.sum(axis=0)
     planned = plan.noise_multiplier * math.sqrt(8 / 6)
     assert off.std() == pytest.approx(planned, rel=0.05)
+    assert plan.mean_deviation == pytest.approx(planned / 8)
     assert abs(off.mean()) < 5 * planned / math.sqrt(SIZE)
 
 
@@ -152,6 +154,34 @@ def test_a_plan_costs_its_epsilon_and_hardly_less(noise, unit):
     assert plan.cost(31).epsilon(1e-6) > 2.0
 
 
+def test_sums_over_a_sample_of_records_cost_what_dp_sgd_with_the_same_noise_costs():
+    noise = noise_multiplier_for(3.0, 1e-5, 0.25, 100)
+    plan = plan_for_noise(
+        noise, rounds=100, sites=10, honest=7, size=650, clip=0.3, bits=24, units=360
+    )
+    assert noise <= plan.event(100, 0.25).noise_multiplier < 1.001 * noise
+    assert noise < plan.noise_multiplier < 1.005 * noise
+    assert epsilon_of([plan.event(100, 0.25)], 1e-5) <= 3.0
+    assert plan.event(100, 0.25).steps == 100
+    coarse = plan_for_noise(
+        noise, rounds=100, sites=10, honest=7, size=650, clip=0.3, bits=12, units=360
+    )
+    assert coarse.noise_multiplier > 1.05 * noise
+
+
+def test_an_event_says_what_the_rounds_cost_and_only_that():
+    plan = plan_shares(epsilon=2, delta=1e-5, rounds=20, sites=10, honest=8, size=SIZE, clip=1.0)
+    assert epsilon_of([plan.event(20)], 1e-5) == pytest.approx(2.0, rel=2e-3)
+    with pytest.raises(ValueError, match="sampled sites"):
+        plan.event(20, 0.5)
+    with pytest.raises(ValueError, match="Skellam"):
+        SharesPlan(3, 3, SIZE, 1.0, 1.0, 20, noise="skellam").event(1)
+    with pytest.raises(TaskError, match="LF3320"):
+        SharesPlan(250, 250, SIZE, 1.0, 1.0, 9).event(1)
+    with pytest.raises(TaskError, match="LF3321"):
+        plan_for_noise(50.0, rounds=1, sites=3, honest=3, size=10_000_000, clip=1.0, bits=9)
+
+
 def test_fewer_honest_sites_mean_larger_shares():
     def with_honest(honest):
         return plan_shares(
@@ -202,7 +232,8 @@ def test_what_cannot_be_is_refused_by_name():
         {"clip": 0.0},
         {"noise_multiplier": math.nan},
         {"bits": 7},
-        {"bits": 41},
+        {"bits": 33},
+        {"bits": 32, "noise": "skellam"},
         {"beta": 1.0},
         {"units": -1},
     ],
@@ -225,9 +256,11 @@ def test_a_target_out_of_range_is_refused():
 
 def test_updates_that_are_no_updates_are_refused():
     ends = noisy(SharesPlan(3, 3, SIZE, 1.0, 1.0, 20))
-    for bad in (math.nan, math.inf, 1e200):
+    for bad, kind in ((math.nan, "f4"), (math.inf, "f4"), (-math.inf, "f8"), (1e200, "f8")):
+        update = np.zeros(SIZE, dtype=kind)
+        update[-1] = bad
         with pytest.raises(ValueError, match="finite"):
-            ends.encode(np.full(SIZE, bad), entropy(0))
+            ends.encode(update, entropy(0))
     with pytest.raises(ValueError, match="shape"):
         ends.encode(np.zeros(SIZE + 1), entropy(0))
     records = noisy(SharesPlan(3, 3, SIZE, 1.0, 1.0, 20, unit="record"))
