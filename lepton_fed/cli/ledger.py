@@ -69,8 +69,8 @@ def verify(
         from lepton_fed.clients.own_ledger import check_receipts, open_ledger
 
         ledger = open_ledger(loaded.conf)
+        receipts, signed = check_receipts(loaded.conf, ledger)
         book = ledger.book
-        receipts, signed = check_receipts(loaded.conf, book)
         second = loaded.conf.ledger.head
         found = {
             "entries": book.head.number,

@@ -20,7 +20,6 @@ from lepton_fed.data.source_rows import source_rows
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.signature import PrivateKey, PublicKey, check_payload, sign_payload
-from lepton_fed.privacy.ledger.book import Book
 from lepton_fed.privacy.ledger.chain import Chain, Head
 from lepton_fed.privacy.ledger.ledger import Ledger
 from lepton_fed.privacy.ledger.rows import KnownRows
@@ -159,12 +158,12 @@ def head_in(receipts: Receipts) -> Head | None:
     return None
 
 
-def check_receipts(conf: ClientConf, book: Book) -> tuple[int, int]:
+def check_receipts(conf: ClientConf, ledger: Ledger) -> tuple[int, int]:
     """Hold the head in each receipt against the ledger.
 
     Args:
         conf: The site's conf.
-        book: What the ledger says.
+        ledger: The ledger.
 
     Returns:
         How many receipts have a head, and how many of them are signed with the key in use; those
@@ -177,7 +176,9 @@ def check_receipts(conf: ClientConf, book: Book) -> tuple[int, int]:
     """
     key = load_private_key(Path(conf.identity_key)).public_key()
     heads = signed = 0
-    for number, receipt in enumerate(Receipts(Path(conf.state) / "receipts").read(), start=1):
+    receipts = Receipts(Path(conf.state) / "receipts").read()
+    book = ledger.book  # after them: the site may be at work
+    for number, receipt in enumerate(receipts, start=1):
         if not receipt.ledger:
             continue
         found = _SIGNED.fullmatch(receipt.ledger)

@@ -103,9 +103,10 @@ class Ledger:
         self._now = now
         self._closed = False
         self._book = Book()
+        known = self._known_heads()  # first: what another process writes meanwhile is newer
         self._read(thoroughly=True)
         if check_heads:
-            self._check_heads()
+            self._check_heads(known)
 
     def close(self) -> None:
         """Write nothing any more."""
@@ -122,11 +123,6 @@ class Ledger:
         """Return the epsilon of the budget that is neither spent nor reserved."""
         self._read()
         return max(0.0, self._epsilon - self._book.committed(self._dataset, self._delta))
-
-    @property
-    def delta(self) -> float:
-        """Return the delta at which epsilon is counted."""
-        return self._delta
 
     @property
     def book(self) -> Book:
@@ -257,7 +253,7 @@ class Ledger:
         Returns:
             The heads that it lacks.
         """
-        lacking = self._lacking()
+        lacking = self._lacking(self._known_heads())
         gone = self._head_is_gone()
         if not (lacking or gone):
             return []
@@ -303,7 +299,7 @@ class Ledger:
             with self._chain.writing() as transaction:
                 self._take_in(transaction)
                 if not unchecked:
-                    self._check_heads()
+                    self._check_heads(self._known_heads())
                 self._name_place(transaction)
                 yield transaction
             if self._keeper is not None:
@@ -414,9 +410,9 @@ class Ledger:
         kept = self._keeper.read() if self._keeper is not None else None
         return [*self._noted, *([kept] if kept is not None else [])]
 
-    def _lacking(self) -> list[Head]:
+    def _lacking(self, known: Sequence[Head]) -> list[Head]:
         """Return the heads known from elsewhere that this ledger has never had."""
-        return [head for head in dict.fromkeys(self._known_heads()) if not self._book.has(head)]
+        return [head for head in dict.fromkeys(known) if not self._book.has(head)]
 
     def _head_is_gone(self) -> bool:
         keeper = self._keeper
@@ -424,8 +420,8 @@ class Ledger:
             keeper is not None and keeper.place in self._book.head_kept_at and keeper.read() is None
         )
 
-    def _check_heads(self) -> None:
-        lacking = self._lacking()
+    def _check_heads(self, known: Sequence[Head]) -> None:
+        lacking = self._lacking(known)
         if lacking:
             newest = max(lacking, key=lambda head: head.number)
             raise Refused(

@@ -75,7 +75,7 @@ def kinds(tmp_path):
 
 def test_a_new_ledger_has_spent_nothing_and_nothing_is_written_to_look_at_it(opened, tmp_path):
     ledger = opened()
-    assert (ledger.spent, ledger.left, ledger.delta) == (0, 8.0, DELTA)
+    assert (ledger.spent, ledger.left) == (0, 8.0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -389,6 +389,20 @@ def test_an_older_copy_is_refused_until_the_owner_accepts_it(opened, tmp_path, k
     assert charge(opened(**given), 3) == cost(EVENT, EVENT)
     (said,) = [b for b in entries_in(tmp_path / "state", "acknowledged") if "known" in b]
     assert (said["known"], said["hash"]) == (head.number, head.hash)
+
+
+def test_a_ledger_that_another_process_writes_to_meanwhile_is_no_older_copy(opened):
+    keeper = Kept()
+    busy = opened(keeper=keeper)
+    charge(busy)
+
+    class Late(Kept):
+        def read(self):
+            charge(busy, 2)  # just before the second place is read
+            return keeper.read()
+
+    late = opened(keeper=Late())
+    assert late.spent == cost(EVENT, EVENT)
 
 
 def test_another_ledger_in_its_place_is_refused(opened, tmp_path):
