@@ -18,6 +18,7 @@ from lepton_fed.cli import (
     export,
     init,
     keys,
+    ledger,
     predict,
     privacy,
     push,
@@ -50,6 +51,7 @@ app.add_typer(keys.app, name="keys")
 app.command("server")(server.server)
 app.command("client")(client.client)
 app.command("receipts")(receipts.receipts)
+app.add_typer(ledger.app, name="ledger")
 app.command("push")(push.push)
 app.command("simulate")(simulate.simulate)
 app.command("export")(export.export)

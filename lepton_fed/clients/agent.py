@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lepton_fed.clients.bundles import BundleStore
 from lepton_fed.clients.masked import MaskedSite
+from lepton_fed.clients.own_ledger import signed_head
 from lepton_fed.clients.policy import filtered, judge, policy_digest, within_hours
 from lepton_fed.clients.receipts import Receipts, receipt_of, receipt_of_phase
 from lepton_fed.clients.training_child import TrainingChild
@@ -288,6 +289,9 @@ class Agent:
             "run": agreement.run,
             "task": agreement.task.digest,
             "policy": self._policy_digest,
+            "ledger": signed_head(self._conf, self._key)
+            if agreement.privacy.record.enabled
+            else "",
         }
 
 

@@ -40,7 +40,7 @@ class OwnRows:
 
     @property
     def identity(self) -> str:
-        """Return what the ledger knows the data set by; see :func:`source_digest`.
+        """Return what the ledger knows the content by; see :func:`source_digest`.
 
         Raises:
             DataError: LF2001 or such, a file cannot be read.
@@ -88,9 +88,9 @@ class OwnRows:
 def source_digest(source: Source) -> str:
     """Return the digest of what the owner's conf names, file contents included.
 
-    It is what a ledger belongs to. Nothing that the coordinator picks is in it: neither the seed,
-    which splits the rows, nor the contract, which picks columns. Otherwise another seed or another
-    order of the columns would be another data set, with a budget of its own.
+    Each entry of the ledger carries it, and rows are looked at again when it is another. Nothing
+    that the coordinator picks is in it: neither the seed, which splits the rows, nor the contract,
+    which picks columns.
 
     Args:
         source: Reader, path and arguments.

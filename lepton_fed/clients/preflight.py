@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from lepton_fed.clients.first_contact import reach
+from lepton_fed.clients.own_ledger import open_ledger
 from lepton_fed.clients.policy import allows_task
 from lepton_fed.config.load import load_task
 from lepton_fed.config.schema import ClientConf
@@ -27,7 +28,7 @@ _ROOM_BYTES = 2**30
 
 
 def check_client(conf: ClientConf) -> Checklist:
-    """Check a site's conf: keys, roster, data, policy, device, disk, connection and clock.
+    """Check a site's conf: keys, roster, data, policy, device, disk, ledger, connection and clock.
 
     Args:
         conf: The conf.
@@ -48,6 +49,7 @@ def check_client(conf: ClientConf) -> Checklist:
         "device", lambda: devices_of(conf.device), lambda devices: ", ".join(map(str, devices))
     )
     checks.add("disk", lambda: _check_disk(Path(conf.state)), str)
+    checks.add("ledger", lambda: _check_ledger(conf), str)
     checks.add("coordinator key", lambda: load_public_key(Path(conf.coordinator_key)), fingerprint)
     checks.add(
         "identity key",
@@ -91,6 +93,17 @@ def _check_disk(state: Path) -> str:
                     where=str(state), key="state", remedy="free some, or choose another disk")
         )  # fmt: skip
     return f"{free / 2**30:.0f} GiB free"
+
+
+def _check_ledger(conf: ClientConf) -> str:
+    head = conf.ledger.head
+    if head and not Path(head).parent.is_dir():
+        raise Refused(
+            Problem("LF4211", "the second place has no folder for the file", where=head,
+                    key="ledger.head", remedy="mount its disk, or make the folder")
+        )  # fmt: skip
+    left = open_ledger(conf).left
+    return f"{left:.4g} of epsilon {conf.budget.epsilon:g} is left of {conf.budget.dataset}"
 
 
 def _check_roster(conf: ClientConf) -> str:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -78,6 +78,7 @@ class Receipt:
         vectors: The update's vectors, by name.
         numbers: What else left, by name, in words.
         refusal: Code of the refusal, when that is what left; else empty.
+        ledger: Where the ledger stood in a run with record-level DP, signed; else empty.
         previous: SHA-256 of the receipt before.
     """
 
@@ -93,6 +94,7 @@ class Receipt:
     vectors: dict[str, VectorRecord] = field(default_factory=dict)
     numbers: dict[str, str] = field(default_factory=dict)
     refusal: str = ""
+    ledger: str = ""
     previous: str = ""
 
 
@@ -236,6 +238,22 @@ class Receipts:
             RunError: The receipt cannot be read.
         """
         return self._head(self._files())
+
+    def newest_first(self) -> Iterator[Receipt]:
+        """Yield the receipts, the newest first; their chain is not checked.
+
+        Raises:
+            Refused: LF4641, one is malformed.
+            RunError: One cannot be read.
+        """
+        for path in reversed(self._files()):
+            with reading(path):
+                content = path.read_bytes()
+            try:
+                receipt = decode(Receipt, strict_json(content))
+            except ValueError:
+                raise _changed(path) from None
+            yield receipt
 
     def read(self) -> list[Receipt]:
         """Return all receipts, the oldest first, after checking their chain.

@@ -19,7 +19,6 @@ import torch
 
 from lepton_fed.clients.answers import Answers, Kept
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Budget
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update, ask_digest
 from lepton_fed.core.layout import Vector
 from lepton_fed.core.norms import clipped
@@ -43,7 +42,8 @@ from lepton_fed.privacy.dp.accounting import Event, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.planning import NoisePlan
 from lepton_fed.privacy.dp.shared import shared_noise
-from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.privacy.ledger.book import RunName
+from lepton_fed.privacy.ledger.ledger import Ledger
 from lepton_fed.strategies.base import SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
@@ -72,9 +72,9 @@ class Site:
         held_out: Rows to evaluate on, as read; may be empty.
         agreement: What the site agreed to, for the kit's task.
         devices: One device, or several GPUs.
-        folder: Folder of the site's own records (its ledger).
-        dataset: Digest that names the data set in the ledger; that of ``rows`` when empty.
-        budget: What a record may cost in the data set's life; the run's own target when None.
+        folder: Folder of the site's own records, when it has no other ledger.
+        ledger: The ledger of the data set over its life; when None, one of this run in ``folder``.
+        coordinator: Who runs it; what its runs before have reserved and not used is free.
         answers: Keeps what was answered; None where a site lives no longer than its run.
 
     Raises:
@@ -96,8 +96,8 @@ class Site:
         *,
         devices: list[torch.device],
         folder: Path,
-        dataset: str = "",
-        budget: Budget | None = None,
+        ledger: Ledger | None = None,
+        coordinator: str = "",
         answers: Answers | None = None,
     ) -> None:
         if len(rows) == 0:
@@ -115,7 +115,9 @@ class Site:
         self._entropy: Entropy | None = None
         self._noise: NoisePlan | None = None
         self._digest = agreement.digest
-        self._budget = budget
+        self._run = RunName(agreement.run, agreement.digest, coordinator)
+        self._lasting = ledger is not None
+        self._spent = 0.0
         self._newest_round = 0
         self._newest_ask = ""
         self._answers = answers
@@ -134,18 +136,14 @@ class Site:
                 # In simulations alone: no policy lets it in, no coordinator's conf asks for it.
                 else Entropy.insecurely_seeded(agreement.seed, name)
             )
-            self._ledger = Ledger(
-                folder / "ledger.jsonl",
-                dataset=dataset or rows.digest,
-                epsilon=record.epsilon if budget is None else budget.epsilon,
-                delta=record.delta if budget is None else budget.delta,
+            self._ledger = ledger or Ledger(
+                folder / "ledger.sqlite",
+                dataset="rows",
+                content=rows.digest,
+                epsilon=record.epsilon,
+                delta=record.delta,
             )
-            if budget is not None:
-                try:
-                    self._ledger.require(self._noise.round_event, agreement.run, agreement.rounds)
-                except LeptonError:
-                    self._ledger.close()
-                    raise
+            self._ledger.reserve(self._noise.round_event, self._run, agreement.rounds)
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -160,17 +158,18 @@ class Site:
         """
         if self._ledger is None:
             return None
-        return epsilon_of(
-            self._ledger.of_run(self._agreement.run), self._agreement.privacy.record.delta
-        )
+        charged = self._ledger.of_run(self._run.agreement)
+        now = epsilon_of(charged, self._agreement.privacy.record.delta)
+        self._spent = max(self._spent, now)  # a ledger that broke meanwhile does not say
+        return self._spent
 
     @property
     def budget_left(self) -> float | None:
-        """Return the epsilon left of the data set's budget; None without record-level DP."""
+        """Return the epsilon of the budget that is neither spent nor reserved; None without DP."""
         return self._ledger.left if self._ledger else None
 
     def close(self) -> None:
-        """Let go of the ledger."""
+        """Write nothing into the ledger any more."""
         if self._ledger:
             self._ledger.close()
 
@@ -265,13 +264,9 @@ class Site:
         kit, record = self._kit, self._agreement.privacy.record
         private = None
         if self._ledger and self._entropy and self._noise:
-            about: dict[str, str | int] = {
-                "run": self._agreement.run,
-                "round": ask.round_number,
-                "task": kit.task.digest,
-            }
-            self._check_run(self._ledger, self._noise.round_event, ask.round_number)
-            self._ledger.charge(self._noise.round_event, about)
+            event = self._noise.round_event
+            self._check_run(self._ledger, event, ask.round_number)
+            self._ledger.charge(event, self._run, ask.round_number, kit.task.digest)
             private = PrivateTraining(
                 record.clip,
                 0.0 if record.is_shared else self._noise.noise_multiplier,
@@ -306,9 +301,9 @@ class Site:
         again; the budget of the data set may be larger than what one run may cost.
         """
         record = self._agreement.privacy.record
-        if self._budget is None:
+        if not self._lasting:
             return  # the ledger's own bound is the run's
-        after = epsilon_of([*ledger.of_run(self._agreement.run), event], record.delta)
+        after = epsilon_of([*ledger.of_run(self._run.agreement), event], record.delta)
         if not after <= record.epsilon:
             raise BudgetExceeded(
                 Problem("LF4508", f"the run would cost epsilon {after:.4g}, {record.epsilon:g} was "

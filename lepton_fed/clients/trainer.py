@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from lepton_fed.clients.answers import Answers
 from lepton_fed.clients.frames import read_frame, write_frame
+from lepton_fed.clients.own_ledger import open_ledger
 from lepton_fed.clients.own_rows import OwnRows
 from lepton_fed.clients.site import Site
 from lepton_fed.config.agreement import Agreement
@@ -60,6 +61,10 @@ class Trainer:
         kit = build_kit(agreement.task, agreement.seed)
         strategy = build_strategy(agreement.strategy)
         training, held_out = self._rows.split(agreement)
+        ledger = None
+        if agreement.privacy.record.enabled:
+            contract = agreement.task.data
+            ledger = open_ledger(conf, self._rows.identity, lambda: self._rows.read(contract))
         self._site = Site(
             conf.name,
             kit,
@@ -69,8 +74,8 @@ class Trainer:
             agreement,
             devices=devices,
             folder=Path(conf.state),
-            dataset=self._rows.identity,
-            budget=conf.budget,
+            ledger=ledger,
+            coordinator=conf.coordinator,
             answers=Answers(Path(conf.state) / "answers", agreement.digest),
         )
         return {
@@ -83,7 +88,7 @@ class Trainer:
         }
 
     def budget_left(self) -> float | None:
-        """Return the epsilon left of the data set's budget; None where no run keeps a ledger."""
+        """Return the epsilon neither spent nor reserved; None where no run keeps a ledger."""
         return self._site.budget_left if self._site else None
 
     def answer(self, ask: Ask) -> tuple[dict[str, Any], dict[str, Any]]:

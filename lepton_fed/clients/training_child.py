@@ -35,9 +35,8 @@ _LOOK_S = 1.0
 _HUNG_LOOKS = 60
 _HUNG_LOOKS_READING = 300  # a reader may wait for somebody's database
 
-# What another child may be spared. A ledger that could not be written takes no charge until it is
-# opened again; an import that failed half-way, on a full disk, fails for the life of its process.
-_LEDGER_FAILED = "LF4202"
+# What another child may be spared: an import that failed half-way, on a full disk, fails for the
+# life of its process.
 _UNEXPECTED = "LF5301"
 _MOST_UNEXPECTED = 2  # in a row: the first may be the round's, and a child holds a run's state
 
@@ -109,7 +108,7 @@ class TrainingChild:
         return self._shape
 
     def budget_left(self) -> float | None:
-        """Return the epsilon left of the data set's budget, as the open ledger has it now.
+        """Return the epsilon of the data set's budget that is neither spent nor reserved now.
 
         Returns:
             It; None without record-level DP.
@@ -154,7 +153,7 @@ class TrainingChild:
         refusal = Problem(**head["refusal"]) if head["refusal"] else None
         code = refusal.code if refusal else ""
         self._unexpected = self._unexpected + 1 if code == _UNEXPECTED else 0
-        if code == _LEDGER_FAILED or self._unexpected >= _MOST_UNEXPECTED:
+        if self._unexpected >= _MOST_UNEXPECTED:
             self._unexpected = 0
             self._drop()
         return Reply(

@@ -268,6 +268,7 @@ def _client(conf: ClientConf) -> Iterator[Problem]:
     yield from _device(conf.device)
     for key in ("task", "state", "coordinator_key", "ca", "roster", "identity_key", "node_key"):
         yield from _not_empty(getattr(conf, key), key)
+    yield from _not_empty(conf.budget.dataset, "budget.dataset")
     yield from _policy(conf.policy)
 
 

@@ -299,6 +299,10 @@ class ServerConf:
 class Budget:
     """What one record of the site's data set may cost in its life."""
 
+    dataset: str = setting(
+        "main",
+        "Name of the data set: what is spent belongs to it, whatever the source holds later.",
+    )
     epsilon: float = setting(0.0, "Largest epsilon; 0 allows no training with DP.", at_least=0)
     delta: float = setting(1e-5, "Delta that goes with it.", above=0, below=0.1)
 
@@ -374,12 +378,29 @@ class Policy:
         factory=list,
         doc="Numbers that may leave beside the update: `evaluation` (counts on held-out rows), "
         "`epsilon` (what was spent, and the noise multiplier), `rows` (row count, as weight), "
-        "`budget` (epsilon left of the data set's budget, told when a run is agreed to).",
+        "`budget` (epsilon of the data set's budget that is neither spent nor reserved, told when "
+        "a run is agreed to).",
     )
     roster: Literal["confirm", "follow"] = setting(
         "confirm",
         "A changed roster is taken only after `lepton-fed keys accept`, or as soon as the "
         "coordinator signed it.",
+    )
+
+
+@dataclass(frozen=True)
+class LedgerFiles:
+    """Where the site keeps what its records have spent."""
+
+    file: str = setting(
+        "",
+        "The ledger; empty for ledger.sqlite in `state`. Sites of one owner under several "
+        "coordinators name the same file.",
+    )
+    head: str = setting(
+        "",
+        "A file on another disk that keeps where the ledger stands, so that an older copy is "
+        "found. Empty for none.",
     )
 
 
@@ -420,6 +441,7 @@ class ClientConf:
     device: str = setting("cpu", "cpu, cuda, cuda:1, or several GPUs by index (cuda:0,1).")
     policy: Policy = setting(factory=Policy, doc="What the owner allows; empty allows nothing.")
     budget: Budget = setting(factory=Budget, doc="Privacy budget of the data set.")
+    ledger: LedgerFiles = setting(factory=LedgerFiles, doc="The record of what was spent.")
     state: str = setting("state", "Folder for the ledger, receipts and bundles.")
 
 

@@ -198,8 +198,8 @@ class OfferReply:
         agreement: Digest of what it agrees to; empty with a refusal.
         refusal: Why it does not take part; None when it does.
         version: Version of lepton-fed that it says it runs; empty when it does not say.
-        budget_left: Epsilon that it says is left of its data set's budget, at the budget's delta
-            and before this run; None when it says nothing.
+        budget_left: Epsilon of its data set's budget that it says is free, at the budget's delta
+            and after this run; None when it says nothing.
     """
 
     site: str

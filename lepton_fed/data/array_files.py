@@ -32,7 +32,7 @@ from lepton_fed.data.idx import read_idx
 from lepton_fed.data.npz import read_npz
 from lepton_fed.errors import Problem, TaskError, quoted
 
-__all__ = ["idx_files", "npz_file"]
+__all__ = ["idx_files", "idx_inputs", "npz_file"]
 
 _EXACT_INTEGERS = 1 << 24  # float32 holds every whole number up to here
 _IMAGES = "train-images-idx3-ubyte"
@@ -87,10 +87,21 @@ def idx_files(
         DataError: A file is missing, is not IDX, or cannot be taken as the contract's type.
         TaskError: The arguments do not say which files are meant.
     """
+    inputs_file = idx_inputs(path, images)
+    arrays = [read_idx(inputs_file)]
+    if contract.kind == "image" and arrays[0].ndim == 3:
+        arrays[0] = arrays[0][:, np.newaxis]
+    if with_target:
+        arrays.append(read_idx(_labels_file(inputs_file, labels)))
+    return _dataset(arrays, contract, str(inputs_file))
+
+
+def idx_inputs(path: str, images: str = "") -> Path:
+    """Return the file of images that :func:`idx_files` reads; arguments and errors as there."""
     given = Path(path).expanduser()
     if path and given.is_dir():
-        inputs_file = _in_folder(given, images or _IMAGES)
-    elif images:
+        return _in_folder(given, images or _IMAGES)
+    if images:
         raise TaskError(
             Problem(
                 "LF3104",
@@ -98,14 +109,7 @@ def idx_files(
                 key="arguments.images",
             )
         )
-    else:
-        inputs_file = existing_file(path)
-    arrays = [read_idx(inputs_file)]
-    if contract.kind == "image" and arrays[0].ndim == 3:
-        arrays[0] = arrays[0][:, np.newaxis]
-    if with_target:
-        arrays.append(read_idx(_labels_file(inputs_file, labels)))
-    return _dataset(arrays, contract, str(inputs_file))
+    return existing_file(path)
 
 
 def _in_folder(folder: Path, name: str) -> Path:

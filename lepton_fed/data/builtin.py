@@ -15,7 +15,15 @@ from lepton_fed.data.dataset import Dataset
 from lepton_fed.data.findings import Findings, nearest
 from lepton_fed.errors import Problem, TaskError, quoted
 
-__all__ = ["BUILTIN", "breast_cancer", "builtin_contract", "diabetes", "digits", "wine"]
+__all__ = [
+    "BUILTIN",
+    "breast_cancer",
+    "builtin_contract",
+    "builtin_inputs",
+    "diabetes",
+    "digits",
+    "wine",
+]
 
 BUILTIN = ("digits", "breast_cancer", "wine", "diabetes")
 
@@ -105,6 +113,15 @@ def builtin_contract(name: str) -> DataContract:
         ],
         target=target,
     )
+
+
+def builtin_inputs(name: str) -> npt.NDArray[np.float64]:
+    """Return all inputs of a set, ``[rows, ...]``, every column of it.
+
+    Args:
+        name: One of :data:`BUILTIN`.
+    """
+    return _load(name).inputs
 
 
 def _load(name: str) -> _Builtin:

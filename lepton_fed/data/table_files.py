@@ -19,7 +19,7 @@ from lepton_fed.data.files import existing_file, unreadable
 from lepton_fed.data.findings import Findings, Places, nearest
 from lepton_fed.errors import DataError, Problem, TaskError, quoted
 
-__all__ = ["csv_file"]
+__all__ = ["csv_file", "csv_records"]
 
 # What people put between fields, and how a conf says it.
 _DELIMITERS = {";": '";"', "\t": '"\\t"', "|": '"|"', ",": '","'}
@@ -91,6 +91,31 @@ def csv_file(
             )
         ) from error
     except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def csv_records(path: str, delimiter: str = ",") -> Iterator[dict[str, str]]:
+    """Yield each record of a table whole: every column of the file, whatever a contract names.
+
+    Args:
+        path: The file.
+        delimiter: The character between two fields.
+
+    Yields:
+        Values by the name of their column, as they are written but for white space around them.
+
+    Raises:
+        DataError: The file cannot be read, or a record is not well formed.
+    """
+    file = existing_file(path)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            records = _records(stream, delimiter, path)
+            _, header = next(records, (0, []))
+            names = [name.strip() for name in header]
+            for _, fields in records:
+                yield dict(zip(names, (field.strip() for field in fields), strict=False))
+    except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
 
 

@@ -7,7 +7,7 @@ runs/<UTC time>-<task>-<short id>/
   checkpoints/round-0007.safetensors
   model.safetensors                the final model, tensors by name
   summary.json                     what the run has to say
-  sites/<name>/ledger.jsonl        simulations: what each site's records have spent
+  sites/<name>/ledger.sqlite       simulations: what each site's records have spent
   bundle/                          made by `lepton-fed export`
 """
 

@@ -30,7 +30,6 @@ from lepton_fed.server.execution import execute, recorded
 from lepton_fed.server.intake import plan_aggregation, shape_of
 from lepton_fed.server.rounds import Coordinator, Outcome
 from lepton_fed.server.standing import Standing
-from lepton_fed.simulations.open_files import room_for_ledgers
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.strategies.base import Strategy
 from lepton_fed.strategies.build import build_strategy
@@ -89,8 +88,6 @@ def simulate(
     planned = agreement_of(conf, "run", named)
     plan_aggregation(planned, chosen, kit.layout, kit.plan, len(population))
     with ExitStack() as stack:
-        if conf.privacy.record.enabled:
-            stack.enter_context(room_for_ledgers(len(population)))
         folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())
         agreement = replace(planned, run=folder.name)
         log = stack.enter_context(recorded(EventLog(folder.events, listeners)))

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
+import resource
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import pytest
 
+from lepton_fed.clients.own_ledger import HeadFile
 from lepton_fed.core.digests import canonical_json
-from lepton_fed.errors import BudgetExceeded, Refused
+from lepton_fed.errors import LeptonError, Refused
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.privacy.ledger.book import RunName
+from lepton_fed.privacy.ledger.chain import Chain, entry_hash
+from lepton_fed.privacy.ledger.rows import KnownRows
+from tests.ledger_entries import charges_in, entries_in
 
-DATASET = "d" * 64
 EVENTS = [SampledGaussian(1.0, 0.05, steps) for steps in (20, 11, 30)]
+RUN = RunName("run", "a" * 64, "coordinator")
 DELTA = 1e-5
 
 
-def opened(path, epsilon=50.0):
-    return Ledger(path, dataset=DATASET, epsilon=epsilon, delta=DELTA)
+def opened(path, epsilon=50.0, **more):
+    return Ledger(path, dataset="main", content="c" * 64, epsilon=epsilon, delta=DELTA, **more)
 
 
-def charge(ledger, event):
-    return ledger.charge(event, {"run": "r", "round": 1, "task": "t"})
-
-
-def spent(path):
-    ledger = opened(path)
-    try:
-        return ledger.spent
-    finally:
-        ledger.close()
+def charge(ledger, event, number=1):
+    return ledger.charge(event, RUN, number, "t" * 64)
 
 
 def cost(events):
@@ -44,12 +44,13 @@ def cost(events):
 
 @pytest.fixture
 def path(tmp_path):
-    """A ledger of three lines."""
-    path = tmp_path / "ledger.jsonl"
-    ledger = opened(path)
-    for event in EVENTS:
-        charge(ledger, event)
-    ledger.close()
+    """A ledger of three charges, with rows and a reservation."""
+    path = tmp_path / "ledger.sqlite"
+    rows = KnownRows(tmp_path / "ledger.key", lambda: [b"%d" % n for n in range(500)])
+    ledger = opened(path, rows=rows)
+    ledger.reserve(EVENTS[0], RUN, 5)
+    for number, event in enumerate(EVENTS, start=1):
+        charge(ledger, event, number)
     return path
 
 
@@ -58,238 +59,470 @@ def refusal(path):
     with pytest.raises(Refused) as caught:
         opened(path)
     assert path.read_bytes() == before, "what is found changed is evidence: it stays as it is"
-    (problem,) = caught.value.problems
-    return problem
+    return caught.value.problems[0]
 
 
-def test_a_flip_of_any_byte_is_found(path):
+def test_a_changed_byte_is_found_or_changes_nothing_that_is_read(path):
+    """SQLite's pages have room that nothing is read from; wherever else a byte is, it is found."""
     whole = path.read_bytes()
-    truth = spent(path)
-    unnoticed = []
+    truth = entries_in(path.parent)
+    said = [(canonical_json(b), entry_hash(b)) for b in truth]
+    inside = {
+        place
+        for text in (part for body, digest in said for part in (body, digest.encode()))
+        for place in range(whole.index(text), whole.index(text) + len(text))
+    }
+    unnoticed, codes = set(), set()
     for place in range(len(whole)):
-        for mask in (0x01, 0x20):
-            changed = bytearray(whole)
-            changed[place] ^= mask
-            path.write_bytes(changed)
-            try:
-                opened(path).close()
-            except Refused:
-                continue
-            unnoticed.append((place, mask))
-    assert not unnoticed
-    path.write_bytes(whole)
-    assert spent(path) == truth
+        if place % (3 if place in inside else 31):
+            continue
+        changed = bytearray(whole)
+        changed[place] ^= 0x01
+        path.write_bytes(changed)
+        try:
+            opened(path)
+        except Refused as refused:
+            codes.add(refused.code)
+        else:
+            unnoticed.add(place)
+            assert entries_in(path.parent) == truth, place
+    assert not unnoticed & inside
+    assert codes == {"LF4204"}
+    assert len(inside) > 2000
 
 
-def rehashed(line, **changes):
-    """A line changed by somebody who does not forget its own hash."""
-    record = {**json.loads(line), **changes}
-    record.pop("hash")
-    record["hash"] = hashlib.sha256(canonical_json(record)).hexdigest()
-    return canonical_json(record) + b"\n"
+def test_a_changed_hash_of_a_row_is_found_before_new_rows_are_looked_up(path):
+    with closing(sqlite3.connect(path)) as file:
+        (before,) = file.execute("SELECT hashes FROM rows").fetchone()
+    whole = path.read_bytes()
+    place = whole.index(before[:200])  # a long one goes on on another page
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    other = Ledger(
+        path, dataset="other", content="o" * 64, epsilon=50.0, delta=DELTA,
+        rows=KnownRows(path.with_suffix(".key"), lambda: [b"1"]),
+    )  # fmt: skip
+    with pytest.raises(Refused) as caught:
+        charge(other, EVENTS[0])
+    assert caught.value.code == "LF4204"
+
+
+def edit(path, *statements):
+    """Change a ledger as somebody who removes its triggers first, and puts them back."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        triggers = file.execute("SELECT name, sql FROM sqlite_schema WHERE type='trigger'")
+        triggers = triggers.fetchall()
+        for name, _ in triggers:
+            file.execute(f"DROP TRIGGER {name}")
+        for statement, values in statements:
+            file.execute(statement, values)
+        for _, sql in triggers:
+            file.execute(sql)
+
+
+def rewritten(path, number, changes):
+    """Return an entry with other fields and a hash that fits it."""
+    with closing(sqlite3.connect(path)) as file:
+        (body,) = file.execute("SELECT body FROM entries WHERE number=?", (number,)).fetchone()
+    body = {**json.loads(body), **changes}
+    return canonical_json(body), entry_hash(body)
 
 
 @pytest.mark.parametrize(
-    ("changed", "line"),
+    ("statement", "number"),
     [
-        (lambda one, two, three: one + three, 2),
-        (lambda one, two, three: two + three, 1),
-        (lambda one, two, three: one + three + two, 2),
-        (lambda one, two, three: one + two + two + three, 3),
-        (lambda one, two, three: one + two + three + three, 4),
-        (lambda one, two, three: one + two + b"\n" + three, 3),
-        (lambda one, two, three: one + b"{}\n" + two + three, 2),
-        (lambda one, two, three: one + b"[]\n" + two + three, 2),
-        (lambda one, two, three: one + b"null\n" + two + three, 2),
-        (lambda one, two, three: b"\xff\xfe\n" + one + two + three, 1),
-        (lambda one, two, three: one + b" " + two + three, 2),
-        (lambda one, two, three: one.replace(b"\n", b"\r\n") + two + three, 1),
-        (lambda one, two, three: one + rehashed(two, steps=1) + three, 3),
-        (lambda one, two, three: one + two + rehashed(three, steps=-40), 3),
-        (lambda one, two, three: one + two + rehashed(three, sampling_rate=0.0), 3),
-        (lambda one, two, three: one + two + rehashed(three, noise_multiplier="much"), 3),
-        (lambda one, two, three: one + two + rehashed(three, noise_multiplier=10**400), 3),
-        (lambda one, two, three: one + two + rehashed(three, sampler="shuffled"), 3),
-        (lambda one, two, three: one + two + rehashed(three, adjacency="replace-one"), 3),
-        (lambda one, two, three: one + two + rehashed(three, previous="0" * 64), 3),
+        ("DELETE FROM entries WHERE number = 5", 5),
+        ("DELETE FROM entries WHERE number = 1", 1),
+        ("UPDATE entries SET number = 99 WHERE number = 6", 6),
+        ("UPDATE entries SET body = CAST(CAST(body AS TEXT) || ' ' AS BLOB) WHERE number = 4", 4),
+        ("UPDATE entries SET body = x'7b7d' WHERE number = 4", 4),
+        ("UPDATE entries SET body = x'5b5d' WHERE number = 4", 4),
+        ("UPDATE entries SET body = x'ff' WHERE number = 4", 4),
+        ("UPDATE entries SET hash = upper(hash) WHERE number = 6", 6),
+        ("INSERT INTO entries SELECT 7, body, hash FROM entries WHERE number = 6", 7),
     ],
 )
-def test_lines_that_are_missing_moved_doubled_or_made_up_are_found(path, changed, line):
-    path.write_bytes(changed(*path.read_bytes().splitlines(keepends=True)))
+def test_entries_that_are_missing_moved_doubled_or_made_up_are_found(path, statement, number):
+    edit(path, (statement, ()))
     problem = refusal(path)
     assert problem.code == "LF4204"
-    assert problem.where == f"{path}:{line}"
+    assert f"entry {number} " in problem.what
 
 
-def test_a_line_of_another_data_set_is_found_though_its_hashes_fit(path):
-    one, two, three = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(one + two + rehashed(three, dataset="e" * 64))
-    problem = refusal(path)
-    assert (problem.code, problem.where) == ("LF4205", f"{path}:3")
-
-
-def test_a_last_line_cut_off_anywhere_is_dropped_and_the_others_stand(path):
-    one, two, three = path.read_bytes().splitlines(keepends=True)
-    for kept in range(1, len(three) - 1):
-        path.write_bytes(one + two + three[:kept])
-        assert spent(path) == cost(EVENTS[:2])
-        assert path.read_bytes() == one + two
-
-
-def test_a_last_line_that_only_lacks_its_end_counts(path):
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
-    ledger = opened(path)
-    assert ledger.spent == cost(EVENTS)
-    assert path.read_bytes() == whole
-    charge(ledger, EVENTS[0])
-    ledger.close()
-    assert spent(path) == cost([*EVENTS, EVENTS[0]])
-
-
-def test_the_ledger_goes_on_after_a_line_that_was_cut_off(path):
-    path.write_bytes(path.read_bytes() + b'{"about":{"ro')
-    ledger = opened(path)
-    charge(ledger, EVENTS[1])
-    ledger.close()
-    assert spent(path) == cost([*EVENTS, EVENTS[1]])
-
-
-def fail(code):
-    def broken(*given):
-        raise OSError(code, os.strerror(code))
-
-    return broken
-
-
-def half(file, content, write=os.write):
-    """Write a part, then run out of space."""
-    write(file, bytes(content)[:40])
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+EVENT_NOW = {
+    "adjacency": "add-or-remove-one", "noise_multiplier": 1.0, "sampler": "poisson",
+    "sampling_rate": 0.05, "steps": 30,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("call", "broken", "counted"),
+    ("number", "changes", "found"),
     [
-        ("write", fail(errno.ENOSPC), False),
-        ("write", half, False),
-        # The line is in the file: it may have reached the disk, so it counts from then on.
-        ("fsync", fail(errno.EIO), True),
+        (5, {"event": {**EVENT_NOW, "steps": 1}}, 6),  # its own hash fits, the next one's does not
+        (6, {"event": {**EVENT_NOW, "steps": -40}}, 6),
+        (6, {"event": {**EVENT_NOW, "sampling_rate": 0.0}}, 6),
+        (6, {"event": {**EVENT_NOW, "noise_multiplier": "much"}}, 6),
+        (6, {"event": {**EVENT_NOW, "sampler": "shuffled"}}, 6),
+        (6, {"event": {**EVENT_NOW, "adjacency": "replace-one"}}, 6),
+        (6, {"event": None}, 6),
+        (6, {"kind": "given back"}, 6),
+        (6, {"kind": "opened"}, 6),
+        (6, {"round": -1}, 6),
+        (6, {"round": True}, 6),
+        (6, {"run": 3}, 6),
+        (6, {"previous": "0" * 64}, 6),
+        (6, {"number": 5}, 6),
+        (3, {"rounds": 0}, 4),
     ],
 )
-def test_a_charge_that_cannot_be_written_is_refused_for_good(
-    path, monkeypatch, call, broken, counted
-):
+def test_an_entry_whose_own_hash_was_made_to_fit_is_found(path, number, changes, found):
+    body, digest = rewritten(path, number, changes)
+    edit(path, ("UPDATE entries SET body=?, hash=? WHERE number=?", (body, digest, number)))
+    problem = refusal(path)
+    assert problem.code == "LF4204"
+    assert f"entry {found} " in problem.what
+
+
+def test_what_is_written_cannot_be_changed_by_mistake(path):
+    with closing(sqlite3.connect(path)) as file:
+        for statement in (
+            "DELETE FROM entries",
+            "DELETE FROM rows",
+            "UPDATE entries SET hash = 0",
+            "UPDATE rows SET digest = 0",
+        ):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                file.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TRIGGER no_update_of_entries",
+        "CREATE TABLE more (x)",
+        "CREATE VIEW shadow AS SELECT * FROM entries",
+        "DROP TABLE rows",
+    ],
+)
+def test_another_schema_is_found(path, statement):
+    with closing(sqlite3.connect(path)) as file:
+        file.execute(statement)
+        file.commit()
+    assert refusal(path).code == "LF4204"
+
+
+@pytest.mark.parametrize("kept", [1, 100, 4096, 5000, -1])
+def test_a_truncated_file_is_found(path, kept):
+    path.write_bytes(path.read_bytes()[:kept])
+    assert refusal(path).code in ("LF4204", "LF4206")
+
+
+def test_something_else_in_its_place_is_found(path):
+    path.write_bytes(b"not a ledger at all " * 500)
+    assert refusal(path).code == "LF4204"
+
+
+def test_a_charge_after_a_change_is_refused_though_the_ledger_is_open(path):
     ledger = opened(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, call, broken)
-        with pytest.raises(Refused) as caught:
-            charge(ledger, EVENTS[0])
-    assert caught.value.code == "LF4202"
-    assert not isinstance(caught.value, BudgetExceeded)
-    # The disk has room again, but what the file holds is not what the process believes.
-    after = path.read_bytes()
-    with pytest.raises(Refused, match="LF4202"):
-        charge(ledger, EVENTS[0])
-    assert path.read_bytes() == after
-    ledger.close()
-    expected = cost([*EVENTS, EVENTS[0]]) if counted else cost(EVENTS)
-    assert spent(path) == expected
-    again = opened(path)
-    charge(again, EVENTS[1])
-    again.close()
-    assert spent(path) > expected
-
-
-def test_a_short_write_is_completed(path, monkeypatch):
-    write = os.write
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda file, content: write(file, bytes(content)[:7]))
-        ledger = opened(path)
-        charge(ledger, EVENTS[1])
-        ledger.close()
-    assert spent(path) == cost([*EVENTS, EVENTS[1]])
+    body, digest = rewritten(path, 6, {"round": 2})
+    edit(path, ("UPDATE entries SET body=?, hash=? WHERE number=6", (body, digest)))
+    with pytest.raises(Refused) as caught:
+        charge(ledger, EVENTS[0], 4)
+    assert caught.value.code == "LF4204"
+    other = opened(path)  # the last entry has none after it: only a known head tells
+    assert len(charges_in(path.parent)) == 3
+    assert other.spent == cost(EVENTS)
 
 
 def test_a_symbolic_link_is_not_followed(path, tmp_path):
-    link = tmp_path / "link.jsonl"
-    link.symlink_to(path)
-    with pytest.raises(Refused) as caught:
-        opened(link)
-    assert caught.value.code == "LF4206"
-    link.unlink()
-    link.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(Refused):
-        opened(link)
+    link = tmp_path / "link.sqlite"
+    for target in (path, tmp_path / "nowhere"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        with pytest.raises(Refused) as caught:
+            opened(link)
+        assert caught.value.code == "LF4206"
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "file" / "ledger.jsonl"):
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "file" / "ledger.sqlite"):
         with pytest.raises(Refused) as caught:
-            opened(path)
+            charge(opened(path), EVENTS[0])
         assert (caught.value.code, caught.value.problems[0].where) == ("LF4206", str(path))
 
 
-def test_a_ledger_put_in_place_of_an_open_one_is_not_charged(path, tmp_path):
-    """What was locked and read is what is written, whatever the path names by then."""
+def test_a_full_disk_refuses_the_charge_and_the_ledger_goes_on_afterwards(path):
+    """The file may not grow, as on a full disk, and SQLite's own errors come up."""
     ledger = opened(path)
-    path.rename(tmp_path / "aside")
-    path.touch()
-    charge(ledger, EVENTS[0])
-    ledger.close()
-    assert path.read_bytes() == b""
-    assert spent(tmp_path / "aside") == cost([*EVENTS, EVENTS[0]])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(Refused) as caught:
+            charge(ledger, EVENTS[0], 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.code == "LF4202"
+    assert len(charges_in(path.parent)) == 3
+    assert charge(ledger, EVENTS[0], 4) == cost([*EVENTS, EVENTS[0]])
 
+
+def test_a_file_that_may_not_be_written_refuses_the_charge(path):
+    ledger = opened(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lepton_fed.privacy.ledger.chain._PATIENCE_S", 0.01)
+            with pytest.raises(Refused) as caught:
+                charge(ledger, EVENTS[0], 4)
+    assert caught.value.code == "LF4203"
+    assert charge(ledger, EVENTS[0], 4) > 0
+
+
+_STEPS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <string.h>
+#include <stdio.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* Counts the calls that change the disk, kills at one of them, and tells what was done. */
+static int left = -1, torn = 0, telling = 0;
+static char said[1 << 16];
+void arm(int at, int half) { left = at; torn = half; telling = 1; said[0] = 0; }
+const char *done(void) { telling = 0; left = -1; return said; }
+static int now(const char *what, int fd) {
+    if (telling && strlen(said) < sizeof(said) - 64)
+        sprintf(said + strlen(said), "%s %d\n", what, fd);
+    if (left < 0) return 0;
+    return left-- == 0;
+}
+static void die(void) { kill(getpid(), SIGKILL); pause(); }
+#define REAL(type, name, ...) type (*real)(__VA_ARGS__) = dlsym(RTLD_NEXT, name)
+ssize_t pwrite64(int fd, const void *b, size_t n, off_t o) {
+    REAL(ssize_t, "pwrite64", int, const void *, size_t, off_t);
+    if (now("write", fd)) { if (torn) (void)!real(fd, b, n / 2, o); die(); }
+    return real(fd, b, n, o);
+}
+ssize_t pwrite(int fd, const void *b, size_t n, off_t o) { return pwrite64(fd, b, n, o); }
+ssize_t write(int fd, const void *b, size_t n) {
+    REAL(ssize_t, "write", int, const void *, size_t);
+    if (now("write", fd)) { if (torn) (void)!real(fd, b, n / 2); die(); }
+    return real(fd, b, n);
+}
+int fsync(int fd) {
+    REAL(int, "fsync", int); if (now("sync", fd)) die(); return real(fd);
+}
+int fdatasync(int fd) {
+    REAL(int, "fdatasync", int); if (now("sync", fd)) die(); return real(fd);
+}
+int link(const char *p, const char *q) {
+    REAL(int, "link", const char *, const char *); if (now("link", -1)) die(); return real(p, q);
+}
+int unlink(const char *p) {
+    REAL(int, "unlink", const char *); if (now("unlink", -1)) die(); return real(p);
+}
+int rename(const char *p, const char *q) {
+    REAL(int, "rename", const char *, const char *);
+    if (now("rename", -1)) die();
+    return real(p, q);
+}
+int ftruncate64(int fd, off_t n) {
+    REAL(int, "ftruncate64", int, off_t); if (now("truncate", fd)) die(); return real(fd, n);
+}
+"""
 
 _SITE = """
-import os, signal, sys
+import ctypes, json, os, shutil, sys
 from pathlib import Path
-from lepton_fed.privacy import ledger as module
+from lepton_fed.clients.own_ledger import HeadFile
 from lepton_fed.privacy.dp.accounting import SampledGaussian
-from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.privacy.ledger import Ledger, book
+from lepton_fed.privacy.ledger.book import RunName
+from lepton_fed.privacy.ledger.rows import KnownRows
 
-module.epsilon_of = lambda events, delta: 1.0  # within the budget, and at once
-moment = sys.argv[2]
-ledger = Ledger(Path(sys.argv[1]), dataset="d" * 64, epsilon=50.0, delta=1e-5)
-write, fsync = os.write, os.fsync
-def die(*given):
-    os.kill(os.getpid(), signal.SIGKILL)
-def torn(file, content):
-    write(file, bytes(content)[:60])
-    die()
-if moment == "before the write":
-    os.write = die
-if moment == "in the write":
-    os.write = torn
-if moment == "before the sync":
-    os.fsync = die
-ledger.charge(SampledGaussian(1.0, 0.05, 7), {"run": "r", "round": 4, "task": "t"})
-if moment == "before the training":
-    die()
-print("trained", flush=True)
-die()
+book.epsilon_of = lambda events, delta: 1.0  # within the budget, and at once
+steps = ctypes.CDLL(None)
+steps.done.restype = ctypes.c_char_p
+base, work, fresh = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "fresh"
+torn = int(sys.argv[4])
+event, run = SampledGaussian(1.0, 0.05, 7), RunName("run", "a" * 64, "coordinator")
+at = 0
+while True:
+    folder = work / str(at)
+    shutil.copytree(base, folder)
+    child = os.fork()
+    if not child:
+        steps.arm(at, torn)
+        ledger = Ledger(
+            folder / "ledger.sqlite", dataset="new" if fresh else "main", content="n" * 64,
+            epsilon=50.0, delta=1e-5,
+            rows=KnownRows(folder / "ledger.key", lambda: [b"1", b"2"]),
+            keeper=HeadFile(folder / "second" / "head"),
+        )
+        if fresh:
+            ledger.reserve(event, run, 3)
+        ledger.charge(event, run, 4, "t")
+        told = steps.done()
+        (folder / "left").write_bytes(told)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        sys.exit(os.WEXITSTATUS(status))
+    at += 1
 """
 
 
-@pytest.mark.parametrize(
-    ("moment", "counted", "trained"),
-    [
-        ("before the write", False, False),
-        ("in the write", False, False),
-        ("before the sync", True, False),
-        ("before the training", True, False),
-        ("after the training", True, True),
-    ],
-)
-def test_a_kill_may_count_too_much_and_never_too_little(path, moment, counted, trained):
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """A library that kills its process at a given step on the disk."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler and Linux to kill within SQLite")
+    folder = tmp_path_factory.mktemp("steps")
+    (folder / "steps.c").write_text(_STEPS)
+    command = [compiler, "-shared", "-fPIC", "-o", "steps.so", "steps.c", "-ldl"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder / "steps.so"
+
+
+@pytest.mark.parametrize("torn", [0, 1])
+@pytest.mark.parametrize("which", ["fresh", "known"])
+def test_a_kill_at_any_write_or_sync_may_count_too_much_and_never_too_little(
+    steps, tmp_path, which, torn
+):
+    base, work = tmp_path / "base", tmp_path / "work"
+    (base / "second").mkdir(parents=True)
+    work.mkdir()
+    keeper = HeadFile(base / "second" / "head")
+    if which == "known":
+        path = base / "ledger.sqlite"
+        rows = KnownRows(base / "ledger.key", lambda: [b"1"])
+        ledger = opened(path, rows=rows, keeper=keeper)
+        ledger.reserve(EVENTS[0], RUN, 5)
+        charge(ledger, EVENTS[0])
     done = subprocess.run(
-        [sys.executable, "-c", _SITE, path, moment], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _SITE, base, work, which, str(torn)],
+        env={**os.environ, "LD_PRELOAD": str(steps)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert done.stdout == ("trained\n" if trained else "")
-    events = [*EVENTS, SampledGaussian(1.0, 0.05, 7)] if counted else EVENTS
-    assert counted or not trained
-    assert spent(path) == cost(events)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(work.iterdir(), key=lambda folder: int(folder.name))
+    before = 1 if which == "known" else 0
+    counts = []
+    for folder in runs:
+        left = folder / "left"
+        ledger = Ledger(
+            folder / "ledger.sqlite", dataset="new" if which == "fresh" else "main",
+            content="n" * 64, epsilon=50.0, delta=DELTA,
+            rows=KnownRows(folder / "ledger.key", lambda: [b"1", b"2"]),
+            keeper=HeadFile(folder / "second" / "head"),
+        )  # fmt: skip
+        count = len(ledger.of_run(RUN.agreement))
+        assert count == before + 1 if left.exists() else count in (before, before + 1)
+        counts.append(count)
+        charge(ledger, EVENTS[1], 5)  # whatever happened, the site goes on
+        assert len(charges_in(folder)) == count + 1
+    assert len(runs) > 15
+    assert counts == sorted(counts), "once it is counted, it stays so"
+    assert counts[-1] == before + 1
+    _everything_was_synced((runs[-1] / "left").read_text().splitlines())
+
+
+def _everything_was_synced(told):
+    """Assert that what was written to a file was synced before the charge returned."""
+    unsynced = {}
+    for line in told:
+        call, file = line.split()
+        if call in ("write", "truncate"):
+            unsynced[file] = line
+        elif call == "sync":
+            unsynced.pop(file, None)
+    assert any(line.startswith("sync") for line in told)
+    assert told[-1].startswith("sync"), "the folder of the last file that was renamed"
+    assert not unsynced, told
+
+
+_CHARGING = """
+import sys
+from pathlib import Path
+from lepton_fed.errors import BudgetExceeded
+from lepton_fed.privacy.dp.accounting import SampledGaussian
+from lepton_fed.privacy.ledger import Ledger, book
+from lepton_fed.privacy.ledger.book import RunName
+
+book.epsilon_of = lambda events, delta: float(sum(event.steps for event in events))
+ledger = Ledger(Path(sys.argv[1]), dataset="main", content="c" * 64, epsilon=30.0, delta=1e-5)
+print("ready", flush=True)
+input()
+run, charged = RunName(sys.argv[2], sys.argv[2] * 64, sys.argv[2]), 0
+try:
+    while True:
+        ledger.charge(SampledGaussian(1.0, 0.5, 1), run, charged + 1, "t")
+        charged += 1
+except BudgetExceeded:
+    print(charged)
+"""
+
+
+def test_processes_that_charge_at_once_spend_the_budget_together_and_no_more(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _CHARGING, path, name],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for name in "abc"
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    counts = [int(process.communicate(timeout=120)[0]) for process in processes]
+    assert sum(counts) == 30
+    assert len(charges_in(tmp_path)) == 30
+
+
+def test_a_second_place_that_is_full_or_broken_lets_nothing_leave(path, tmp_path, monkeypatch):
+    second = tmp_path / "second"
+    second.mkdir()
+    keeper = HeadFile(second / "head")
+    ledger = opened(path, keeper=keeper)
+    charge(ledger, EVENTS[0], 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "lepton_fed.clients.own_ledger.write_atomic",
+            lambda *given: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")),
+        )
+        with pytest.raises(LeptonError) as caught:
+            charge(ledger, EVENTS[0], 5)
+    assert caught.value.code == "LF5209"
+    assert len(charges_in(tmp_path)) == 5, "and it is counted"
+    (second / "head").write_text("{}")
+    with pytest.raises(Refused) as caught:
+        opened(path, keeper=keeper)
+    assert caught.value.code == "LF4211"
+    shutil.rmtree(second)
+    with pytest.raises(Refused) as caught:
+        opened(path, keeper=keeper)
+    assert caught.value.code == "LF4211"
+
+
+def test_a_file_that_is_no_chain_is_not_made_over(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("CREATE TABLE mine (x)")
+        file.commit()
+    with pytest.raises(Refused) as caught:
+        charge(opened(path), EVENTS[0])
+    assert caught.value.code == "LF4204"
+    assert Chain(path).exists

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from lepton_fed.config.load import load_conf
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.export.bundle import verify_bundle
 from lepton_fed.identity.keys import load_public_key
-from lepton_fed.privacy.ledger import Ledger
+from tests.ledger_entries import charges_in
 
 __all__ = ["Records", "Update"]
 
@@ -63,13 +61,7 @@ class Records:
 
     def charged(self) -> Counter[Round]:
         """Return how often the ledger was charged, by run and round; its chain is whole."""
-        copy = self._state / "ledger.copy"
-        shutil.copy(self._state / "ledger.jsonl", copy)  # the site holds the lock of its own
-        lines = [json.loads(line) for line in copy.read_text().split("\n")[:-1]]
-        budget, dataset = self._conf.budget, lines[0]["dataset"]
-        Ledger(copy, dataset=dataset, epsilon=budget.epsilon, delta=budget.delta).close()
-        copy.unlink()
-        return Counter((line["about"]["run"], line["about"]["round"]) for line in lines)
+        return Counter((body["run"], body["round"]) for body in charges_in(self._state))
 
     def bundle_holds(self) -> None:
         """Assert that the bundle in force is the coordinator's and whole."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import signal
 import sqlite3
@@ -27,6 +26,7 @@ from lepton_fed.config.schema import ServerConf
 from tests.e2e.federation import SITES, free_port
 from tests.faults.rows import Fault, fault
 from tests.faults.running import RESTART_S, Mark, Running
+from tests.ledger_entries import charges_in
 
 COORDINATOR = "coordinator"
 SHORT_S = 8.0
@@ -103,9 +103,8 @@ def restart(running: Running) -> None:
 
 def charges(running: Running, site: str) -> list[tuple[str, int]]:
     """Return run and round of each entry of a site's ledger."""
-    text = (running.root / "state" / site / "ledger.jsonl").read_text()
-    found = [json.loads(line)["about"] for line in text.split("\n")[:-1]]
-    return [(about["run"], about["round"]) for about in found]
+    found = charges_in(running.root / "state" / site)
+    return [(body["run"], body["round"]) for body in found]
 
 
 def nothing_lost(running: Running, since: Since) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "ADJACENCY",
     "GRIDS",
     "LARGEST_NOISE",
+    "ZERO_OUT",
     "Event",
     "Guarantee",
     "OrderedGaussian",

@@ -118,8 +118,8 @@ def test_a_sound_conf_is_described(conf: Callable[..., ClientConf]) -> None:
     details, codes, exit_code = found(conf())
     assert (codes, exit_code) == ({}, 0)
     assert list(details) == [
-        "task", "data", "policy", "device", "disk", "coordinator key", "identity key", "node key",
-        "roster", "authority", "connection", "clock",
+        "task", "data", "policy", "device", "disk", "ledger", "coordinator key", "identity key",
+        "node key", "roster", "authority", "connection", "clock",
     ]  # fmt: skip
     assert details["task"].startswith("digits, ")
     assert details["data"] == "1797 rows fit the task's contract"
@@ -162,6 +162,16 @@ def test_a_roster_that_names_other_keys_is_found(
     assert codes == {"roster": "LF4512"}
     _, codes, _ = found(conf("name=east"))
     assert codes == {"roster": "LF4512"}
+
+
+def test_a_ledger_that_was_changed_or_has_no_second_place_is_found(
+    conf: Callable[..., ClientConf], tmp_path: Path
+) -> None:
+    (tmp_path / "ledger.sqlite").write_text("something else " * 99)
+    _, codes, _ = found(conf(f"ledger.file={tmp_path / 'ledger.sqlite'}"))
+    assert codes == {"ledger": "LF4204"}
+    _, codes, _ = found(conf(f"ledger.head={tmp_path / 'unmounted' / 'head'}"))
+    assert codes == {"ledger": "LF4211"}
 
 
 def test_a_full_disk_is_found(

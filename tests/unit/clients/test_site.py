@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
@@ -34,11 +35,13 @@ from lepton_fed.core.task import (
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import BudgetExceeded, DataError, LeptonError, Problem, Refused, TaskError
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
-from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.privacy.ledger.chain import Transaction
+from lepton_fed.privacy.ledger.ledger import Ledger
 from lepton_fed.strategies.base import DELTA, PlainSite
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import build_kit
 from lepton_fed.training.local import Moment, train
+from tests.ledger_entries import charges_in, entries_in
 
 ROUNDS, SEED = 3, 5
 CPU = [torch.device("cpu")]
@@ -76,8 +79,20 @@ def build(tmp_path):
         name="north",
         kit=None,
         agreement=None,
-        **ledger,
+        budget=None,
+        content="d" * 64,
+        named="main",
+        **more,
     ):
+        ledger = None
+        if budget is not None:
+            ledger = Ledger(
+                tmp_path / name / "ledger.sqlite",
+                dataset=named,
+                content=content,
+                epsilon=budget.epsilon,
+                delta=budget.delta,
+            )
         site = Site(
             name,
             kit or build_kit(task, SEED),
@@ -87,7 +102,8 @@ def build(tmp_path):
             agreement or agreed(task, privacy),
             devices=CPU,
             folder=tmp_path / name,
-            **ledger,
+            ledger=ledger,
+            **more,
         )
         sites.append(site)
         return site
@@ -95,6 +111,17 @@ def build(tmp_path):
     yield one
     for site in sites:
         site.close()
+
+
+def full_disk(*given, **named):
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorname = "SQLITE_FULL"
+    raise error
+
+
+def charged(tmp_path, name="north"):
+    """The rounds that a site's ledger was charged for."""
+    return [body["round"] for body in charges_in(tmp_path / name)]
 
 
 KITS = {}  # by task; the coordinator's, of which only layout and first model are looked at
@@ -340,19 +367,17 @@ def test_the_ledger_outlives_the_site(build):
     assert build(privacy=DP).epsilon == spent
 
 
-def test_a_site_whose_ledger_fails_trains_no_more(build, monkeypatch):
+def test_a_site_whose_ledger_fails_does_not_train(build, monkeypatch, tmp_path):
     site = build(privacy=DP)
     calls = []
     monkeypatch.setattr(site_module, "train", lambda *given, **named: calls.append(1))
 
-    def full(*given):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr("os.write", full)
-        assert refusal(site.answer(ask(privacy=DP))).code == "LF4202"
-    assert refusal(site.answer(ask(privacy=DP))).code == "LF4202"
+        patch.setattr(Transaction, "append", full_disk)
+        for _ in range(2):
+            assert refusal(site.answer(ask(privacy=DP))).code == "LF4202"
     assert not calls
+    assert charged(tmp_path) == []
 
 
 def test_what_a_ledger_holds_is_written_before_training_starts(build, monkeypatch, tmp_path):
@@ -360,12 +385,12 @@ def test_what_a_ledger_holds_is_written_before_training_starts(build, monkeypatc
     lines = []
 
     def look(*given, **named):
-        lines.append((tmp_path / "north" / "ledger.jsonl").read_bytes().count(b"\n"))
+        lines.append(charged(tmp_path))
         raise RuntimeError("enough")
 
     monkeypatch.setattr(site_module, "train", look)
     site.answer(ask(privacy=DP))
-    assert lines == [1]
+    assert lines == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -592,9 +617,10 @@ def test_a_site_killed_between_charge_and_training_has_spent_the_round(tmp_path)
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     digest, noise = done.stdout.split()
-    ledger = Ledger(tmp_path / "ledger.jsonl", dataset=digest, epsilon=3.0, delta=1e-5)
+    ledger = Ledger(
+        tmp_path / "ledger.sqlite", dataset="rows", content=digest, epsilon=3.0, delta=1e-5
+    )
     assert ledger.spent == epsilon_of([SampledGaussian(float(noise), 0.2, 5)], 1e-5) > 0
-    ledger.close()
 
 
 def test_an_update_is_nothing_but_floats_a_weight_and_a_digest(build):
@@ -657,46 +683,56 @@ def test_a_run_that_does_not_fit_into_the_rest_of_the_budget_is_refused_before_i
     build, tmp_path
 ):
     budget = Budget(epsilon=4.0)  # one run of epsilon 3 and a little more
-    first = build(privacy=DP, agreement=in_run("one"), budget=budget, dataset="d" * 64)
+    first = build(privacy=DP, agreement=in_run("one"), budget=budget)
     for number in (1, 2, 3):
         asked = ask(round_number=number, privacy=DP, agreement=in_run("one").digest)
         assert first.answer(asked).update is not None
     first.close()
-    lines = (tmp_path / "north" / "ledger.jsonl").read_bytes()
+    before = entries_in(tmp_path / "north")
     with pytest.raises(BudgetExceeded) as caught:
-        build(privacy=DP, agreement=in_run("two"), budget=budget, dataset="d" * 64)
+        build(privacy=DP, agreement=in_run("two"), budget=budget)
     assert caught.value.code == "LF4207"
-    assert (tmp_path / "north" / "ledger.jsonl").read_bytes() == lines
-    again = build(privacy=DP, agreement=in_run("one"), budget=budget, dataset="d" * 64)
-    again.close()  # the run that was planned for may go on, and the ledger was let go of
+    assert entries_in(tmp_path / "north") == before
+    build(privacy=DP, agreement=in_run("one"), budget=budget).close()  # it may go on
     smaller = replace(DP, record=replace(DP.record, epsilon=0.2))
-    rows = dataset(39, seed=9)  # another seed of the run splits other rows off
     third = build(
         privacy=smaller,
         agreement=in_run("three", smaller),
         budget=budget,
-        dataset="d" * 64,
-        rows=rows,
+        rows=dataset(39, seed=9),  # another seed of the run splits other rows off
     )
     assert third.epsilon == 0, "what other runs cost is not said"
     third.close()
-    with pytest.raises(Refused) as changed:
-        build(privacy=smaller, agreement=in_run("four", smaller), budget=budget, dataset="e" * 64)
-    assert changed.value.code == "LF4205"
+    with pytest.raises(BudgetExceeded):
+        build(privacy=DP, agreement=in_run("four"), budget=budget, content="e" * 64)
+    build(
+        privacy=DP, agreement=in_run("four"), budget=budget, content="e" * 64, named="other"
+    ).close()
+
+
+def test_two_runs_of_two_coordinators_cannot_each_fit_alone_and_overspend_together(build):
+    budget = Budget(epsilon=4.0)
+    build(privacy=DP, agreement=in_run("one"), budget=budget, coordinator="a")
+    with pytest.raises(BudgetExceeded) as caught:
+        build(privacy=DP, agreement=in_run("two"), budget=budget, coordinator="b")
+    assert caught.value.code == "LF4207"
+    site = build(privacy=DP, agreement=in_run("three"), budget=budget, coordinator="a")
+    asked = ask(privacy=DP, agreement=in_run("three").digest)
+    assert site.answer(asked).update is not None, "its own run before is over"
 
 
 def test_a_run_costs_what_was_agreed_to_however_large_the_budget_is(build):
     budget, digest = Budget(epsilon=50.0), in_run("one").digest
     trained = []
     for _ in range(5):  # the same round again and again, after restarts
-        site = build(privacy=DP, agreement=in_run("one"), budget=budget, dataset="d" * 64)
+        site = build(privacy=DP, agreement=in_run("one"), budget=budget)
         reply = site.answer(ask(privacy=DP, agreement=digest))
         trained.append(reply.update is not None)
         assert reply.epsilon <= 3.0
         site.close()
     assert trained == [True, True, True, False, False]
     assert reply.refusal.code == "LF4508"
-    other = build(privacy=DP, agreement=in_run("two"), budget=budget, dataset="d" * 64)
+    other = build(privacy=DP, agreement=in_run("two"), budget=budget)
     reply = other.answer(ask(privacy=DP, agreement=in_run("two").digest))
     event = SampledGaussian(other.noise_multiplier, 8 / 40, 5)
     assert reply.epsilon == epsilon_of([event], 1e-5), "of this run alone"
@@ -704,5 +740,5 @@ def test_a_run_costs_what_was_agreed_to_however_large_the_budget_is(build):
 
 def test_a_budget_without_epsilon_allows_no_training_with_dp(build):
     with pytest.raises(BudgetExceeded):
-        build(privacy=DP, budget=Budget(), dataset="d" * 64)
-    assert build(budget=Budget(), dataset="d" * 64).answer(ask()).update is not None
+        build(privacy=DP, budget=Budget())
+    assert build(budget=Budget()).answer(ask()).update is not None

@@ -110,11 +110,11 @@ def test_a_child_says_what_its_open_ledger_has_left_now(conf, child_of):
     assert child.budget_left() is None, "no ledger is kept without DP"
     private = agreement_for("run-2", privacy=Privacy(RecordPrivacy(enabled=True, epsilon=3.0)))
     child.begin(private)
-    assert child.budget_left() == 6.0
-    reply = child.answer("north", ask_for(private), LONG_S)
-    assert reply.refusal is None
+    left = child.budget_left()
+    assert 3.0 <= left < 3.02, "what the run may cost is set aside"
+    assert child.answer("north", ask_for(private), LONG_S).refusal is None
     child.begin(private)
-    assert child.budget_left() == pytest.approx(6.0 - reply.epsilon)
+    assert child.budget_left() == left
 
 
 def test_training_that_takes_too_long_is_killed_with_all_it_started(
@@ -297,18 +297,16 @@ def test_an_answer_is_watched_more_closely_than_the_reading_of_rows(conf, child_
     child.close()
 
 
-@pytest.mark.parametrize(("code", "times"), [("LF4202", 1), ("LF5301", 2)])
-def test_a_child_that_another_may_do_better_than_is_replaced(conf, child_of, code, times):
-    failed = f'{{"code": "{code}", "what": "it failed"}}'
+def test_a_child_that_another_may_do_better_than_is_replaced(conf, child_of):
+    failed = '{"code": "LF5301", "what": "it failed"}'
     child = child_of(conf, python(ECHO.replace('"refusal": None', f'"refusal": {failed}')))
     agreement = agreement_for()
     pids = []
-    for _ in range(times + 1):
+    for _ in range(3):
         child.begin(agreement)
         pids.append(child._process.pid)
-        assert child.answer("north", ask_for(agreement), LONG_S).refusal.code == code
-    assert len(set(pids[:times])) == 1
-    assert pids[times] != pids[0]
+        assert child.answer("north", ask_for(agreement), LONG_S).refusal.code == "LF5301"
+    assert pids[0] == pids[1] != pids[2]
     assert gone(pids[0])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 import subprocess
@@ -16,9 +15,12 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from lepton_fed.cli import app
-from lepton_fed.core.digests import canonical_json
+from lepton_fed.clients.own_ledger import HeadFile
 from lepton_fed.privacy.dp.accounting import SampledGaussian
 from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.privacy.ledger.book import RunName
+from lepton_fed.privacy.ledger.chain import Head
+from lepton_fed.privacy.ledger.rows import KnownRows
 from lepton_fed.runs.summary import RunSummary, SiteSummary
 
 ROOT = Path(__file__).parents[3]
@@ -161,17 +163,31 @@ def test_checkpoints_and_model_hold_what_the_page_says(run: Path) -> None:
         assert sum(sizes) == checkpoint.get_tensor("model").size
 
 
-def test_a_ledger_s_lines_are_made_as_the_page_says(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl", dataset="d", epsilon=8.0, delta=1e-5)
-    for number in (1, 2):
-        about = {"run": "r", "round": number, "task": "t"}
-        ledger.charge(SampledGaussian(2.0, 0.1, 3), about)
-    ledger.close()
-    before = hashlib.sha256(b"lepton-fed ledger 1").hexdigest()
-    for line in (tmp_path / "ledger.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        assert list(entry) == first_words("## ledger.jsonl")
-        assert set(entry["about"]) == {"run", "round", "task"}
-        assert entry["previous"] == before
-        before = entry.pop("hash")
-        assert hashlib.sha256(canonical_json(entry)).hexdigest() == before
+def test_a_ledger_s_entries_are_made_as_the_page_says(tmp_path: Path) -> None:
+    event, run = SampledGaussian(2.0, 0.1, 3), RunName("r", "a" * 64, "c")
+    rows = KnownRows(tmp_path / "ledger.key", lambda: [b"1"])
+    keeper = HeadFile(tmp_path / "head")
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(
+        path, dataset="d", content="d", epsilon=8.0, delta=1e-5, rows=rows, keeper=keeper
+    )
+    ledger.reserve(event, run, 2)
+    ledger.charge(event, run, 1, "t")
+    ledger.release("r", "done")
+    lacking = Ledger(
+        path, dataset="d", content="d", epsilon=8.0, delta=1e-5, noted=[Head(9, "f" * 64)],
+        check_heads=False,
+    )  # fmt: skip
+    lacking.accept_older_copy()
+    kinds = {
+        row[0].strip("`"): set(re.findall(r"`(\w+)`", row[1]))
+        for row in table("By its kind it has more:")
+    }
+    always = set(first_words("In every entry:"))
+    found: dict[str, set[str]] = {}
+    for entry in ledger.entries():
+        said = set(entry.body) - always
+        found.setdefault(str(entry.body["kind"]), set()).update(said)
+        if "event" in entry.body:
+            assert list(entry.body["event"]) == first_words("An event:")
+    assert {kind: keys - {"head"} for kind, keys in kinds.items()} == found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from lepton_fed.errors import RunError
 from lepton_fed.models.build import build_model, write_vector
 from lepton_fed.simulations.alone import compare_with_alone as compare
 from lepton_fed.simulations.sequential import simulate
+from tests.ledger_entries import charges_in
 
 
 def compare_with_alone(done, conf):
@@ -69,15 +68,15 @@ def test_training_alone_is_charged_to_a_ledger_of_its_own(load, private):
     loaded = load(*private)
     done = simulate(loaded)
     before = {
-        rows.name: (done.folder.site(rows.name) / "ledger.jsonl").read_bytes()
+        rows.name: (done.folder.site(rows.name) / "ledger.sqlite").read_bytes()
         for rows in done.population
     }
     compare_with_alone(done, loaded.conf)
     for name, content in before.items():
-        assert (done.folder.site(name) / "ledger.jsonl").read_bytes() == content
-        own = (done.folder.path / "alone" / name / "ledger.jsonl").read_text().splitlines()
-        assert [json.loads(line)["about"]["round"] for line in own] == [1, 2, 3]
-        assert json.loads(own[0])["about"]["run"] == "alone"
+        assert (done.folder.site(name) / "ledger.sqlite").read_bytes() == content
+        own = charges_in(done.folder.path / "alone" / name)
+        assert [line["round"] for line in own] == [1, 2, 3]
+        assert own[0]["run"] == "alone"
 
 
 def test_a_site_that_cannot_train_alone_is_named(load, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +17,12 @@ from lepton_fed.errors import ConfError, DataError, LeptonError, RunError, TaskE
 from lepton_fed.flower.transport import GridTransport
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.sampling import OrderedSampler
-from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.runs.events import read_events
 from lepton_fed.runs.folder import list_runs
 from lepton_fed.simulations.sequential import simulate
 from lepton_fed.strategies.base import PlainSite, Strategy
 from lepton_fed.strategies.fedavg import AddMean
+from tests.ledger_entries import charges_in
 
 
 def digest(loaded, **named):
@@ -277,10 +276,9 @@ def test_a_private_run_spends_its_target_at_every_site(load, private):
         event = SampledGaussian(site.noise_multiplier, 32 / count, 3 * steps)
         assert site.epsilon == epsilon_of([event], 1e-5)
         assert 0.99 * 4 < site.epsilon <= 4
-        ledger = done.folder.site(site.name) / "ledger.jsonl"
-        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-        assert [line["about"]["round"] for line in lines] == [1, 2, 3]
-        assert {line["dataset"] for line in lines} == {rows.training.digest}
+        lines = charges_in(done.folder.site(site.name))
+        assert [line["round"] for line in lines] == [1, 2, 3]
+        assert {line["content"] for line in lines} == {rows.training.digest}
         assert site.metrics == {}
     assert done.summary.metrics == {}
     assert (done.summary.delta, done.summary.clip) == (1e-5, 1.0)
@@ -324,9 +322,8 @@ def test_an_order_is_run_and_charged_as_what_it_is(load, private, order):
         assert event.passes == 1
         assert site.epsilon == epsilon_of([event] * 3, 1e-5)
         assert 0.99 * 4 < site.epsilon <= 4
-        ledger = done.folder.site(site.name) / "ledger.jsonl"
-        lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-        assert {(line["sampler"], line["adjacency"]) for line in lines} == {(order, "zero-out-one")}
+        events = [entry["event"] for entry in charges_in(done.folder.site(site.name))]
+        assert {(e["sampler"], e["adjacency"]) for e in events} == {(order, "zero-out-one")}
     assert done.summary.sampler == order
     assert "zero out one record" in "".join(privacy_lines(done.summary))
 
@@ -341,15 +338,6 @@ def test_evaluation_leaves_a_private_run_only_if_it_is_listed(load, private):
     assert (silent.summary.outside_epsilon, silent.summary.metrics) == ([], {})
     started = events_of(listed, "run.started")[0]
     assert (started["record_dp"], started["outside_epsilon"]) == (True, ["evaluation"])
-
-
-def test_every_ledger_is_let_go_after_a_run(load, private):
-    done = simulate(load(*private))
-    for rows in done.population:
-        path = done.folder.site(rows.name) / "ledger.jsonl"
-        ledger = Ledger(path, dataset=rows.training.digest, epsilon=4, delta=1e-5)
-        assert ledger.spent > 0
-        ledger.close()
 
 
 def test_a_folder_that_cannot_be_made_is_refused(load, tmp_path):
