@@ -45,6 +45,7 @@ WORDS = {
     "export": ("last", "--out", "elsewhere"),
     "predict": ("--bundle", "elsewhere", "--input", "new.npz"),
     "runs show": ("last",),
+    "audit": ("last",),
 }
 
 
