@@ -47,6 +47,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.federation
 	$(BIN)/python -m benchmarks.secagg
+	$(BIN)/python -m benchmarks.attacks
 
 conf: $(VENV)/.dev  ## Write conf/*.yaml and docs/reference/conf.md anew from the schema
 	$(BIN)/python -m lepton_fed.config.generated
