@@ -20,9 +20,11 @@ from lepton_fed.audit.run import mechanism_of
 from lepton_fed.audit.training import rehearse
 from lepton_fed.cli import app
 from lepton_fed.clients.site import Site
+from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import load_values
-from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.schema import Privacy, SimulationConf, StrategyConf
 from lepton_fed.config.templates import template
+from lepton_fed.core.digests import canonical_json
 from lepton_fed.privacy.dp.accounting import epsilon_of
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.ledger import Ledger
@@ -92,6 +94,26 @@ def test_a_sound_run_passes_and_its_record_says_so(finished: RunFolder) -> None:
     assert accounting["claimed"] == pytest.approx(accounting["ledgers"], rel=0.01)
     shown = CliRunner().invoke(app, ["runs", "show", str(finished.path)])
     assert "audit       passed" in shown.output
+
+
+def test_a_site_s_own_records_of_a_sound_run_pass(finished: RunFolder, tmp_path: Path) -> None:
+    run = claims_of_run(finished)
+    agreement = Agreement(
+        "run-aaaa", run.task, StrategyConf(), run.rounds, 1, Privacy(run.record)
+    )  # fmt: skip
+    (tmp_path / "agreements").mkdir()
+    kept = tmp_path / "agreements" / f"{agreement.digest}.json"
+    kept.write_bytes(canonical_json(agreement))
+    ledger = Ledger(tmp_path / "ledger.jsonl", dataset="d", epsilon=50.0, delta=1e-5)
+    for event in run.sites[0].charged or ():
+        ledger.charge(event, {"run": agreement.run})
+    ledger.close()
+    conf = tmp_path / "client.yaml"
+    conf.write_text(f"kind: client\nname: east\nstate: {tmp_path}\n")
+    result = CliRunner().invoke(app, ["audit", "last", "--site", str(conf)])
+    assert result.exit_code == 0, result.output
+    assert "nothing is claimed" in result.output
+    assert list((tmp_path / "audits").glob("*.json"))
 
 
 def test_half_the_noise_is_found(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
