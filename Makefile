@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults test-soak test-gpu lint types bench conf clean
+.PHONY: help demo test audit test-slow test-faults test-soak test-gpu lint types bench conf clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +16,10 @@ demo: $(VENV)/.run  ## Train, export, sign, verify and use a model: the whole li
 	$(BIN)/lepton-fed demo --out demo
 
 test: $(VENV)/.dev  ## Run the tests but for the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu and not faults and not soak"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not faults and not soak and not audit"
+
+audit: $(VENV)/.dev  ## Audit the training: sound runs pass, planted faults are found (under a minute)
+	$(BIN)/python -m pytest -m audit tests/attacks
 
 test-slow: $(VENV)/.dev  ## Run the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -47,6 +50,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks
 	$(BIN)/python -m benchmarks.dp_noise
 	$(BIN)/python -m benchmarks.dp_accounting
 	$(BIN)/python -m benchmarks.distributed_noise
+	$(BIN)/python -m benchmarks.attacks
 
 conf: $(VENV)/.dev  ## Write conf/*.yaml and docs/reference/conf.md anew from the schema
 	$(BIN)/python -m lepton_fed.config.generated

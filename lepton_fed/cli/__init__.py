@@ -11,6 +11,7 @@ import sys
 import typer
 
 from lepton_fed.cli import (
+    audit,
     check,
     client,
     config,
@@ -57,6 +58,7 @@ app.command("simulate")(simulate.simulate)
 app.command("export")(export.export)
 app.command("predict")(predict.predict)
 app.add_typer(runs.app, name="runs")
+app.command("audit")(audit.audit)
 app.command("demo")(demo.demo)
 
 

@@ -73,6 +73,7 @@ def show(
 ) -> None:
     """Show a run: its state, each site's part, what was refused, and whether its log is whole."""
     with guarded(as_json=as_json):
+        from lepton_fed.audit.report import read_report
         from lepton_fed.runs.folder import find_run
         from lepton_fed.runs.status import read_status
 
@@ -92,6 +93,9 @@ def show(
         _print_refused(refused, everything=everything)
         if summary is not None:
             show_summary(summary)
+        audited = read_report(folder.path / "audit.json")
+        if audited is not None:
+            stdout().print(f"audit       {audited.verdict}", markup=False)
 
 
 @app.command("follow")

@@ -51,6 +51,7 @@ WORDS = {
     "predict": ("--bundle", "elsewhere", "--input", "new.npz"),
     "privacy plan": ("--rows", "300"),
     "runs show": ("last",),
+    "audit": ("last",),
 }
 
 

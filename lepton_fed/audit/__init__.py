@@ -1,0 +1,1 @@
+"""The audit of a run: is its training as private as its epsilon says?"""

@@ -1,0 +1,216 @@
+"""The audit, itself audited: it finds no fault with sound training, and each planted one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from lepton_fed.audit.checks import check_bound, check_noise
+from lepton_fed.audit.claims import claims_of_run
+from lepton_fed.audit.lower_bound import lower_bound
+from lepton_fed.audit.run import mechanism_of
+from lepton_fed.audit.training import rehearse
+from lepton_fed.cli import app
+from lepton_fed.clients.site import Site
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.load import load_values
+from lepton_fed.config.schema import Privacy, SimulationConf, StrategyConf
+from lepton_fed.config.templates import template
+from lepton_fed.core.digests import canonical_json
+from lepton_fed.privacy.dp.accounting import Event, epsilon_of
+from lepton_fed.privacy.dp.engine import DpSgd
+from lepton_fed.privacy.ledger import Ledger
+from lepton_fed.privacy.ledger.book import RunAccount, RunName
+from lepton_fed.runs.folder import RunFolder
+from lepton_fed.simulations.sequential import simulate
+from lepton_fed.training.kit import build_kit
+
+pytestmark = pytest.mark.audit
+
+_SPENT: list[float] = []
+"""Seconds that finding each planted fault took."""
+
+CONF = (
+    "sites.count=2",
+    "sites.names=[east, west]",
+    "rounds.count=4",
+    "rounds.quorum=1",
+    "task.model={name: linear}",
+    "task.training.epochs=null",
+    "task.training.steps=6",
+    "task.training.batch_size=128",
+    "privacy.record.epsilon=4",
+    "privacy.secure_aggregation.enabled=false",
+)
+
+
+def run_in(folder: Path) -> RunFolder:
+    words = [*CONF, f"runs={folder / 'runs'}"]
+    return simulate(load_values(SimulationConf, template("simulation"), words)).folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_in(tmp_path_factory.mktemp("audited"))
+
+
+def audited(run: RunFolder, *words: str) -> Result:
+    return CliRunner().invoke(app, ["audit", str(run.path), *words], env={"COLUMNS": "200"})
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    _SPENT.append(time.monotonic() - began)
+
+
+def failed(result: Result) -> list[str]:
+    assert result.exit_code == 4, result.output
+    return [line.split()[0] for line in result.stdout.splitlines() if " FAIL " in line]
+
+
+def test_a_sound_run_passes_and_its_record_says_so(finished: RunFolder) -> None:
+    result = audited(finished, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report == json.loads((finished.path / "audit.json").read_text())
+    noise, contribution, bound, accounting = (check["numbers"] for check in report["checks"])
+    assert noise["absent"] * report["steps"] > 5000
+    assert noise["standard_error"] < 0.01 * noise["configured"]
+    assert abs(noise["estimated"] / noise["configured"] - 1) < 0.05
+    assert contribution["norm"] <= 1 + 1e-5
+    assert contribution["norm"] > 0.999  # records were found that are clipped
+    assert 0.2 < bound["proved"] < bound["claimed"]
+    # 4 rounds of 6 steps: the whole run was rehearsed, and costs what the run cost.
+    assert report["steps"] == 24
+    assert accounting["claimed"] == pytest.approx(accounting["ledgers"], rel=0.01)
+    shown = CliRunner().invoke(app, ["runs", "show", str(finished.path)])
+    assert "audit       passed" in shown.output
+
+
+def test_a_site_s_own_records_of_a_sound_run_pass(finished: RunFolder, tmp_path: Path) -> None:
+    run = claims_of_run(finished)
+    agreement = Agreement(
+        "run-aaaa", run.task, StrategyConf(), run.rounds, 1, Privacy(run.record)
+    )  # fmt: skip
+    (tmp_path / "agreements").mkdir()
+    kept = tmp_path / "agreements" / f"{agreement.digest}.json"
+    kept.write_bytes(canonical_json(agreement))
+    ledger = Ledger(
+        tmp_path / "ledger.sqlite", dataset="d", content="c", epsilon=50.0, delta=1e-5
+    )  # fmt: skip
+    name = RunName(agreement.run, agreement.digest)
+    for number, event in enumerate(run.sites[0].charged or (), start=1):
+        ledger.charge(event, name, number, "task")
+    ledger.close()
+    conf = tmp_path / "client.yaml"
+    conf.write_text(f"kind: client\nname: east\nstate: {tmp_path}\n")
+    result = CliRunner().invoke(app, ["audit", "last", "--site", str(conf)])
+    assert result.exit_code == 0, result.output
+    assert "nothing is claimed" in result.output
+    assert list((tmp_path / "audits").glob("*.json"))
+
+
+def test_half_the_noise_is_found(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = DpSgd.__init__
+
+    def faulty(self: DpSgd, *args: Any, noise_multiplier: float, **words: Any) -> None:
+        sound(self, *args, noise_multiplier=noise_multiplier / 2, **words)
+
+    monkeypatch.setattr(DpSgd, "__init__", faulty)
+    with timed():
+        result = audited(finished)
+    assert "noise" in failed(result)
+    assert "more than 5% off" in result.output
+    assert "LF4701" in result.output
+
+
+@pytest.mark.parametrize(
+    ("large", "code", "exit_code"),
+    [
+        (5, "LF4702", 4),  # in batches larger than the site's own check before training
+        (1, "LF3306", 2),  # in all: the training refuses to begin
+    ],
+)
+def test_one_row_that_is_not_clipped_is_found(
+    large: int, code: str, exit_code: int, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = DpSgd.clipped_sum
+
+    def faulty(self: DpSgd, inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+        if len(targets) < large:
+            return sound(self, inputs, targets)
+        rest = sound(self, inputs[:-1], targets[:-1]) if len(targets) > 1 else None
+        clip, self._clip = self._clip, 1e30
+        last = sound(self, inputs[-1:], targets[-1:])
+        self._clip = clip
+        return [a + b for a, b in zip(last, rest, strict=True)] if rest else last
+
+    monkeypatch.setattr(DpSgd, "clipped_sum", faulty)
+    with timed():
+        result = audited(finished)
+    assert result.exit_code == exit_code
+    assert code in result.output
+    if exit_code == 4:
+        assert "contribution" in failed(result)
+
+
+def test_an_accountant_that_is_reset_each_round_is_found(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def newest(self: RunAccount) -> list[Event]:
+        return [event for _, event in self.charges[-1:]]
+
+    monkeypatch.setattr(RunAccount, "charged", property(newest))
+    with timed():
+        result = audited(finished)
+    assert failed(result) == ["accounting"]
+    assert "the audited training claims" in result.output
+    assert "took part in 4 rounds and charged 1" in result.output
+    assert "LF4704" in result.output
+
+
+def test_a_run_that_was_made_with_a_reset_accountant_is_found_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def newest(self: Site) -> float | None:
+        events = self._ledger.of_run(self._agreement.digest) if self._ledger else []
+        return epsilon_of(events[-1:], self._agreement.privacy.record.delta)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Site, "epsilon", property(newest))
+        run = run_in(tmp_path)
+    result = audited(run)
+    assert failed(result) == ["accounting"]
+    assert "east claims" in result.output
+    assert "its ledger gives 3.99" in result.output
+    assert "audit       FAILED" in CliRunner().invoke(app, ["runs", "show", str(run.path)]).output
+
+
+def test_all_three_planted_faults_were_found_within_a_minute() -> None:
+    assert len(_SPENT) == 4
+    assert sum(_SPENT) < 60
+
+
+def test_the_bound_of_twenty_sound_trainings_is_never_above_epsilon(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    claims = claims_of_run(finished)
+    proved = []
+    for seed in range(20):
+        kit = build_kit(claims.task, seed)
+        watched = rehearse(kit, claims.record, mechanism_of(claims), tmp_path / str(seed), 300)
+        bound = lower_bound(watched.noised.sum(axis=0), watched.included, watched.delta)
+        for check in (check_noise(watched), check_bound(bound, watched)):
+            assert check.passed, check.found
+        proved.append(bound.epsilon)
+    assert max(proved) > 0.1  # the guesses do say something
