@@ -180,6 +180,10 @@ def _privacy(policy: Policy, budget: Budget, agreement: Agreement) -> Iterator[P
         )
     if not 0 < record.clip < math.inf:
         yield Problem("LF4607", f"{_shown(record.clip)} is no norm to clip gradients to")
+    if record.engine == "ghost":
+        yield Problem(
+            "LF4607", "engine ghost holds no bound against a coordinator that chooses the weights"
+        )
 
 
 def _secure_aggregation(policy: Policy, agreement: Agreement) -> Iterator[Problem]:

@@ -262,7 +262,13 @@ class Site:
             }
             self._check_run(self._ledger, self._noise.round_event, ask.round_number)
             self._ledger.charge(self._noise.round_event, about)
-            private = PrivateTraining(record.clip, self._noise.noise_multiplier, self._entropy)
+            private = PrivateTraining(
+                record.clip,
+                self._noise.noise_multiplier,
+                self._entropy,
+                engine=record.engine,
+                most_records=record.most_records,
+            )
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)

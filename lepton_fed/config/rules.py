@@ -200,6 +200,13 @@ def _record_privacy(conf: SimulationConf | ServerConf) -> Iterator[Problem]:
             key="task.training.max_gradient_norm",
             remedy="set it to null and privacy.record.clip to the norm",
         )
+    if conf.kind == "server" and conf.privacy.record.engine == "ghost":
+        yield Problem(
+            "LF1046",
+            "rounding lets a gradient pass ghost clipping unclipped, if the weights are chosen so",
+            key="privacy.record.engine",
+            remedy="take bookkeeping, which is as small and faster; ghost is for simulations",
+        )
 
 
 def _outside_epsilon(privacy: Privacy) -> Iterator[Problem]:

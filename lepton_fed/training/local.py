@@ -16,6 +16,7 @@ from lepton_fed.core.seeds import derive_seed
 from lepton_fed.core.task import Schedule, Task, TrainingSpec
 from lepton_fed.errors import Problem, RunError, TaskError
 from lepton_fed.privacy.dp.engine import DpSgd
+from lepton_fed.privacy.dp.engines.base import EngineName
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
 from lepton_fed.strategies.base import SiteRule
@@ -82,11 +83,15 @@ class PrivateTraining:
         clip: Euclidean norm to which a record's gradient is clipped.
         noise_multiplier: Standard deviation of the noise over ``clip``.
         entropy: The site's own entropy, for sampling and noise.
+        engine: What clips and sums.
+        most_records: Records that go through the model at once; None sets no limit.
     """
 
     clip: float
     noise_multiplier: float
     entropy: Entropy
+    engine: EngineName = "hooks"
+    most_records: int | None = None
 
 
 @dataclass(frozen=True)
@@ -299,6 +304,8 @@ def _backward(
             noise_multiplier=private.noise_multiplier,
             expected_batch=min(task.training.batch_size, rows),
             entropy=private.entropy,
+            engine=private.engine,
+            most_records=private.most_records,
         ) as engine:
             yield engine.gradient
         return

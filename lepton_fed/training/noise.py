@@ -117,6 +117,7 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
             noise_multiplier=0.0,
             expected_batch=1,
             entropy=Entropy(bytes(32)),  # draws nothing: no noise, no sampling
+            engine=record.engine,
         ) as engine:
             for _ in range(2):  # a second step finds what the first one left
                 found = _flat(engine.clipped_sum(inputs, targets))
@@ -126,7 +127,7 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
         raise TaskError(
             Problem(
                 "LF3306",
-                f"Opacus cannot clip this model's gradients record by record: {error}",
+                f"{record.engine} cannot clip this model's gradients record by record: {error}",
                 key="task.model",
                 remedy="use each parameter only through the layer that holds it",
             )
