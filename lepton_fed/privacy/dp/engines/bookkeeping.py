@@ -26,7 +26,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from lepton_fed.privacy.dp.engines.base import Loss, clip_factors, trained_parameters
-from lepton_fed.privacy.dp.engines.layers import Use, known, layer_pieces
+from lepton_fed.privacy.dp.engines.layers import Use, known, layer_pieces, own_parameters
 from lepton_fed.privacy.dp.engines.pieces import Piece, joined
 
 __all__ = ["BookKeepingEngine"]
@@ -58,9 +58,7 @@ class BookKeepingEngine:
         self._clip = clip
         self._parameters = trained_parameters(model)
         self._layers = {
-            name: module
-            for name, module in model.named_modules()
-            if any(p.requires_grad for p in module.parameters(recurse=False))
+            name: module for name, module in model.named_modules() if own_parameters(module)
         }
         self._handles: list[RemovableHandle] = []
         self._calls: list[_Call] = []
@@ -99,13 +97,15 @@ class BookKeepingEngine:
         found = iter(
             torch.autograd.grad(total, edges, allow_unused=True) if total.requires_grad else ()
         )
-        pieces: dict[Tensor, list[Piece]] = {}
+        pieces: dict[Tensor, list[Piece]] = {p: [] for p in self._parameters}
         with torch.no_grad():
             for call in calls:
                 for parameter, piece in layer_pieces(_use(call, found), len(targets)):
-                    pieces.setdefault(parameter, []).append(piece)
+                    if parameter not in pieces:
+                        raise NotImplementedError("a layer's weight is made of other parameters")
+                    pieces[parameter].append(piece)
             calls.clear()
-            whole = {p: joined(parts) for p, parts in pieces.items()}
+            whole = {p: joined(parts) for p, parts in pieces.items() if parts}
             pieces.clear()
             if not whole:
                 return [torch.zeros_like(p) for p in self._parameters]

@@ -1,6 +1,6 @@
 """How a layer's parameters get their per-record gradients from what it was given and sent back.
 
-A rule is right for one class and its forward pass only, so it is not taken for subclasses. A layer
+A rule is right for one forward pass, so a subclass with its own does not get it. A layer
 without a rule is taken once more, record by record.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lepton_fed.privacy.dp.engines.pieces import Outer, Piece, Rows, Whole
 
-__all__ = ["Use", "known", "layer_pieces"]
+__all__ = ["Use", "known", "layer_pieces", "own_parameters"]
 
 _CHUNK = 2**20  # numbers of unfolded inputs at a time: 4 MiB stay in the cache
 
@@ -45,7 +45,35 @@ Rule = Callable[[Any, Tensor, Tensor], Pieces]
 
 def known(layer: nn.Module) -> bool:
     """Return whether a layer has a rule of its own."""
-    return type(layer) in _RULES
+    return _rule(layer) is not None
+
+
+def own_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained parameters that a layer itself uses, by name.
+
+    Some containers (Opacus' recurrent layers) list what is their layers' under a second name.
+    """
+    below = {
+        id(parameter)
+        for module in layer.modules()
+        if module is not layer
+        for parameter in module.parameters(recurse=False)
+    }
+    return {
+        name: parameter
+        for name, parameter in layer.named_parameters(recurse=False)
+        if parameter.requires_grad and id(parameter) not in below
+    }
+
+
+def _rule(layer: nn.Module) -> Rule | None:
+    kind = type(layer)
+    for base in kind.__mro__:
+        if base in _RULES:
+            names = ("forward", "_conv_forward")
+            same = all(getattr(kind, n, None) is getattr(base, n, None) for n in names)
+            return _RULES[base] if same else None
+    return None
 
 
 def layer_pieces(use: Use, batch: int) -> Pieces:
@@ -58,7 +86,7 @@ def layer_pieces(use: Use, batch: int) -> Pieces:
     Raises:
         NotImplementedError: They cannot be told apart by record.
     """
-    rule = _RULES.get(type(use.layer))
+    rule = _rule(use.layer)
     if rule is None:
         yield from _unknown_layer(use, batch)
         return
@@ -215,13 +243,14 @@ def _unknown_layer(use: Use, batch: int) -> Pieces:
             input for each record.
     """
     layer = use.layer
-    own = {n: p for n, p in layer.named_parameters(recurse=False) if p.requires_grad}
+    own = own_parameters(layer)
     sent = [g for g in use.gradients if g is not None]
     if not sent:
         return
     answered = [g is not None for g in use.gradients]
     given = [a for a in (*use.arguments, *use.named.values()) if isinstance(a, Tensor)]
-    if any(len(g) != batch for g in sent) or any(a.dim() == 0 or len(a) != batch for a in given):
+    each = [*given, *sent]
+    if not given or any(tensor.dim() == 0 or len(tensor) != batch for tensor in each):
         raise NotImplementedError(
             f"{type(layer).__name__} is not given one input for each record (batch first)"
         )
@@ -258,7 +287,6 @@ def _unknown_layer(use: Use, batch: int) -> Pieces:
 
 _RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
-    nn.modules.linear.NonDynamicallyQuantizableLinear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
