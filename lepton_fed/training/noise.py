@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lepton_fed.config.schema import RecordPrivacy
+from lepton_fed.data.drawn import drawn_inputs
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.privacy.dp.accounting import SampledGaussian, noise_multiplier_for
 from lepton_fed.privacy.dp.engine import DpSgd, check_model
@@ -103,7 +104,7 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
     check_private(kit.task, devices)
     generator = torch.Generator().manual_seed(0)
     model = _made_up(kit.model, generator)
-    inputs = torch.randn(_PROBES, *kit.shape, generator=generator)
+    inputs = _probes(kit, model, generator)
     check_model(model, inputs)
     losses = record_losses(kit.task)
     kind = torch.int64 if kit.task.data.target.kind == "classes" else torch.float32
@@ -132,6 +133,21 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
                 remedy="use each parameter only through the layer that holds it",
             )
         ) from error
+
+
+def _probes(kit: TaskKit, model: nn.Module, generator: torch.Generator) -> Tensor:
+    """Return different inputs, ``[_PROBES, *shape]``: any numbers, or what the contract admits.
+
+    A model that looks words up takes whole numbers in a range only.
+    """
+    inputs = torch.randn(_PROBES, *kit.shape, generator=generator)
+    try:
+        model(inputs)
+    except (IndexError, RuntimeError, ValueError):
+        drawn = torch.from_numpy(drawn_inputs(kit.task.data, _PROBES, seed=0))
+        with torch.no_grad():
+            inputs = kit.preprocessing(drawn)
+    return inputs
 
 
 def _made_up(model: nn.Module, generator: torch.Generator) -> nn.Module:
