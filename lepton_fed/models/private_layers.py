@@ -276,7 +276,8 @@ def plain_layers(model: nn.Module) -> nn.Module:
     """
     if not any(_is_private(module) for module in model.modules()):
         return model
-    return _replaced(copy.deepcopy(model), _plain).train(model.training)
+    # It answers and is not trained: the exporter stumbles over gradients of recurrent layers.
+    return _replaced(copy.deepcopy(model), _plain).train(model.training).requires_grad_(False)
 
 
 def _replaced(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> nn.Module:

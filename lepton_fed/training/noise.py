@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import check_private, record_losses, steps_of
 
 __all__ = ["NoisePlan", "check_trainable", "plan_noise"]
+
+_log = logging.getLogger(__name__)
 
 _PROBES = 3
 _MOST_STEPS = 10_000_000  # beyond it composing the privacy loss takes minutes
@@ -120,6 +123,11 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
             entropy=Entropy(bytes(32)),  # draws nothing: no noise, no sampling
             engine=record.engine,
         ) as engine:
+            if engine.without_rule:
+                _log.info(
+                    "record-level DP runs these layers twice, for want of a rule: %s",
+                    ", ".join(engine.without_rule),
+                )
             for _ in range(2):  # a second step finds what the first one left
                 found = _flat(engine.clipped_sum(inputs, targets))
                 if float((found - wanted).norm()) > 1e-3 * float(wanted.norm()):

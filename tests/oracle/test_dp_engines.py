@@ -317,6 +317,9 @@ def test_a_layer_without_a_rule_is_taken_all_the_same_and_named():
     # Opacus' linear layers of a recurrent cell are linear layers.
     assert BookKeepingEngine(model, losses, 1.0).without_rule == []
     assert BookKeepingEngine(Attention(), losses, 1.0).without_rule == []
+    for engine in ENGINES:
+        assert private(bare, engine).without_rule == ["the model"]
+        assert private(Attention(), engine).without_rule == []
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -130,6 +130,11 @@ class DpSgd:
         self._engine = build_engine(engine, model, loss, clip)
         self._most_records = most_records
 
+    @property
+    def without_rule(self) -> list[str]:
+        """Return the names of layers that the engine has no rule for and runs a second time."""
+        return self._engine.without_rule
+
     def __enter__(self) -> Self:
         """Hang the engine's hooks on the model."""
         self._engine.__enter__()

@@ -23,6 +23,11 @@ class Engine(Protocol):
     Every engine gives the same sum to 1e-5 of what was added.
     """
 
+    @property
+    def without_rule(self) -> list[str]:
+        """Return the names of layers that the engine has no rule for and runs a second time."""
+        ...
+
     def __enter__(self) -> Self:
         """Hang the engine's hooks on the model."""
         ...

@@ -23,7 +23,7 @@ from lepton_fed.privacy.dp.engines.base import (
     quiet_hooks,
     trained_parameters,
 )
-from lepton_fed.privacy.dp.engines.hooks import forget
+from lepton_fed.privacy.dp.engines.hooks import forget, without_rule
 
 __all__ = ["GhostEngine"]
 
@@ -44,6 +44,11 @@ class GhostEngine:
         self._parameters = trained_parameters(model)
         self._hooks: Any = None
         self._bare: list[nn.Module] = []
+
+    @property
+    def without_rule(self) -> list[str]:
+        """Return the names of layers that Opacus has no rule for and runs a second time."""
+        return without_rule(self._model)
 
     def __enter__(self) -> Self:
         """Hang Opacus' hooks on the model."""

@@ -19,7 +19,7 @@ from lepton_fed.privacy.dp.engines.base import (
     trained_parameters,
 )
 
-__all__ = ["HooksEngine", "forget"]
+__all__ = ["HooksEngine", "forget", "without_rule"]
 
 _LEFT_ON_MODULES = ("activations", "max_batch_len")
 _LEFT_ON_PARAMETERS = ("grad_sample", "_forward_counter", "_norm_sample", "_current_grad_sample")
@@ -41,6 +41,11 @@ class HooksEngine:
         self._parameters = trained_parameters(model)
         self._hooks: Any = None
         self._bare: list[nn.Module] = []
+
+    @property
+    def without_rule(self) -> list[str]:
+        """Return the names of layers that Opacus has no rule for and runs a second time."""
+        return without_rule(self._model)
 
     def __enter__(self) -> Self:
         """Hang Opacus' hooks on the model."""
@@ -112,3 +117,17 @@ def forget(modules: list[nn.Module], parameters: list[nn.Parameter]) -> None:
         for leftover in _LEFT_ON_PARAMETERS:
             if hasattr(parameter, leftover):
                 delattr(parameter, leftover)
+
+
+def without_rule(model: nn.Module) -> list[str]:
+    """Return the names of layers with trained parameters that Opacus has no rule for."""
+    from opacus.grad_sample import GradSampleModule
+    from opacus.layers.dp_rnn import DPGRU, DPLSTM, DPRNN
+
+    known = (*GradSampleModule.GRAD_SAMPLERS, DPGRU, DPLSTM, DPRNN)
+    return [
+        name or "the model"
+        for name, layer in model.named_modules()
+        if type(layer) not in known
+        and any(p.requires_grad for p in layer.parameters(recurse=False))
+    ]
