@@ -94,6 +94,7 @@ def test_linear_layers_on_vectors_and_sequences(count, clip, seed, sizes, lead, 
         agree(model, torch.randn(count, *lead, sizes[0]), clip, engines)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     count=COUNTS,
