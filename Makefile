@@ -44,6 +44,7 @@ types: $(VENV)/.dev  ## Check types
 bench: $(VENV)/.dev  ## Run the benchmarks
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.aggregation
+	$(BIN)/python -m benchmarks.dp_engines
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.federation
 	$(BIN)/python -m benchmarks.secagg

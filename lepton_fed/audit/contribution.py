@@ -20,6 +20,7 @@ from torch import nn
 from lepton_fed.audit.canaries import Watch, made_up_targets
 from lepton_fed.config.schema import RecordPrivacy
 from lepton_fed.core.layout import Vector
+from lepton_fed.errors import RunError
 from lepton_fed.models.build import write_local, write_vector
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
@@ -57,7 +58,7 @@ def largest_contribution(
 
     Args:
         kit: The kit of the run's task.
-        record: The run's clipping norm.
+        record: The run's clipping norm and engine.
         draws: Makes records and weights up.
         trained: Weights of the run's final model, if it has one, ``[layout.size]`` float32.
     """
@@ -129,18 +130,27 @@ def _sum(
     watch = Watch()
     shared = {entry.name for entry in kit.layout.of_rule("shared")}
     parameters = {n: p.detach() for n, p in kit.model.named_parameters() if n in shared}
-    train(
-        kit.model,
-        kit.layout,
-        LocalRows(torch.from_numpy(inputs), torch.from_numpy(targets)),
-        replace(kit.task, training=training),
-        watch,
-        watch.begin(parameters, {}, {}),
-        Moment(0, 1, 1, "audit"),
-        devices=[_CPU],
-        private=PrivateTraining(
-            record.clip, 0.0, Entropy.from_system(), PoissonSampler(len(inputs), len(inputs))
-        ),
-    )
+    try:
+        train(
+            kit.model,
+            kit.layout,
+            LocalRows(torch.from_numpy(inputs), torch.from_numpy(targets)),
+            replace(kit.task, training=training),
+            watch,
+            watch.begin(parameters, {}, {}),
+            Moment(0, 1, 1, "audit"),
+            devices=[_CPU],
+            private=PrivateTraining(
+                record.clip,
+                0.0,
+                Entropy.from_system(),
+                PoissonSampler(len(inputs), len(inputs)),
+                engine=record.engine,
+                most_records=record.most_records,
+            ),
+        )
+    except RunError:  # such weights follow from a sum that is not finite: that is the finding
+        if not watch.steps:
+            raise
     (gradient,) = watch.steps
     return gradient * len(inputs)

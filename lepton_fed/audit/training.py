@@ -120,7 +120,7 @@ def rehearse(
 
     Args:
         kit: The kit of the run's task.
-        record: The run's clipping norm and delta.
+        record: The run's clipping norm, delta and engine.
         mechanism: What to do in how many rounds.
         folder: Receives the ledger of this training.
         canaries: How many; each is among the rows with probability one half.
@@ -243,7 +243,14 @@ def _silent(
         watch.begin({CANARIES: kit.model.get_parameter(CANARIES)}, {}, {}),
         Moment(1, 1, 1, "audit"),
         devices=[_CPU],
-        private=PrivateTraining(record.clip, 0.0, Entropy.from_system(), sampler),
+        private=PrivateTraining(
+            record.clip,
+            0.0,
+            Entropy.from_system(),
+            sampler,
+            engine=record.engine,
+            most_records=record.most_records,
+        ),
     )
     return watch.steps
 

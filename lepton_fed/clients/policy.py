@@ -189,6 +189,11 @@ def _privacy(policy: Policy, budget: Budget, agreement: Agreement) -> Iterator[P
         )
     if not 0 < record.clip < math.inf:
         yield Problem("LF4607", f"{_shown(record.clip)} is no norm to clip gradients to")
+    if record.engine not in ("hooks", "bookkeeping"):
+        what = f"engine {str(record.engine)[:20]!r} holds no bound on what a record adds"
+        yield Problem("LF4607", what)
+    if record.most_records is not None and not record.most_records >= 1:
+        yield Problem("LF4607", f"{_shown(record.most_records)} records at once are none")
 
 
 def _secure_aggregation(policy: Policy, agreement: Agreement) -> Iterator[Problem]:

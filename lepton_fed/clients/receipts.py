@@ -250,7 +250,7 @@ class Receipts:
             with reading(path):
                 content = path.read_bytes()
             try:
-                receipt = decode(Receipt, strict_json(content))
+                receipt = _receipt(content)
             except ValueError:
                 raise _changed(path) from None
             yield receipt
@@ -267,7 +267,7 @@ class Receipts:
             with reading(path):
                 content = path.read_bytes()
             try:
-                receipt = decode(Receipt, strict_json(content))
+                receipt = _receipt(content)
             except ValueError:
                 raise _changed(path) from None
             if receipt.previous != previous:
@@ -285,7 +285,7 @@ class Receipts:
             with reading(path):
                 content = path.read_bytes()
             try:
-                self._note(decode(Receipt, strict_json(content)), path)
+                self._note(_receipt(content), path)
             except ValueError:
                 continue  # it counts for nothing; read() says that it was changed
         self._last = int(files[-1].name[:8]) if files else 0, self._head(files)
@@ -335,11 +335,21 @@ def _hash(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _receipt(content: bytes) -> Receipt:
+    """Return the receipt in a file; those of before there was a head in them have none.
+
+    Raises:
+        ValueError: It is no receipt.
+    """
+    value = strict_json(content)
+    return decode(Receipt, {"ledger": "", **value} if isinstance(value, dict) else value)
+
+
 def _content(receipt: Receipt, path: Path) -> bytes:
     """Return the bytes of a receipt's file, after reading them as they will be read."""
     try:
         content = canonical_json(receipt) + b"\n"
-        readable = decode(Receipt, strict_json(content)) == receipt
+        readable = _receipt(content) == receipt
     except ValueError:
         readable = False
     if not readable:

@@ -272,6 +272,8 @@ class Site:
                 0.0 if record.is_shared else self._noise.noise_multiplier,
                 self._entropy,
                 self._noise.sampler,
+                engine=record.engine,
+                most_records=record.most_records,
             )
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}

@@ -196,6 +196,13 @@ def _randomness(conf: ServerConf) -> Iterator[Problem]:
             key="privacy.record.randomness",
             remedy="set it to system; only a simulation may take insecure_seeded",
         )
+    if conf.kind == "server" and conf.privacy.record.engine == "ghost":
+        yield Problem(
+            "LF1046",
+            "rounding lets a gradient pass ghost clipping unclipped, if the weights are chosen so",
+            key="privacy.record.engine",
+            remedy="take bookkeeping, which is as small and faster; ghost is for simulations",
+        )
 
 
 def _outside_epsilon(privacy: Privacy) -> Iterator[Problem]:

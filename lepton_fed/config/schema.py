@@ -82,6 +82,18 @@ class RecordPrivacy:
     clip: float = setting(
         1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
     )
+    engine: Literal["hooks", "ghost", "bookkeeping"] = setting(
+        "hooks",
+        "What clips and sums, all to the same sum: `hooks` (Opacus, every gradient in full), "
+        "`ghost` (Opacus, for simulations only), `bookkeeping` (one backward pass and the least "
+        "memory).",
+    )
+    most_records: int | None = setting(
+        None,
+        "Most records that go through the model at once, to fit into memory; a larger batch is "
+        "taken in parts, with the same sum and the noise added once. None sets no limit.",
+        at_least=1,
+    )
     sampler: Literal["poisson", "shuffled", "full"] = setting(
         "poisson",
         "How a step's records are drawn: `poisson` (each by itself, which epsilon gains from), "

@@ -106,6 +106,13 @@ class ModelSpec:
         doc="Patterns of tensors that are neither trained nor sent.",
         advanced=True,
     )
+    fix: bool = setting(
+        False,
+        "Replace layers that record-level DP cannot take by ones that it can: BatchNorm by "
+        "GroupNorm, attention and recurrent layers by ones made of linear layers. What is exported "
+        "has the usual attention and recurrent layers again.",
+        advanced=True,
+    )
 
 
 @dataclass(frozen=True)

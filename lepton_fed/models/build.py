@@ -17,6 +17,7 @@ from lepton_fed.config import plugins
 from lepton_fed.core.layout import Layout, Rule, Vector
 from lepton_fed.core.task import ModelSpec, Task
 from lepton_fed.errors import LeptonError, Problem, TaskError
+from lepton_fed.models.private_layers import private_layers
 
 __all__ = [
     "build_model",
@@ -104,6 +105,8 @@ def _construct(task: Task, shape: tuple[int, ...], seed: int) -> nn.Module:
     if not isinstance(built, nn.Module):
         what = f"model {task.model.name!r} is not a torch module"
         raise TaskError(Problem("LF3002", what, key="task.model.name"))
+    if task.model.fix:
+        built = private_layers(built)
     _apply_rules(built, task.model)
     return built
 

@@ -70,7 +70,7 @@ def export_run(
                     remedy="restore the file, or run again")
         )  # fmt: skip
     module = kit.predictor(model)
-    weights = {name: value.detach().numpy() for name, value in kit.model.state_dict().items()}
+    weights = {name: value.detach().numpy() for name, value in module[1].state_dict().items()}
     real = isinstance(conf, SimulationConf)
     examples = (
         read(conf.sites.source, conf.task.data).inputs

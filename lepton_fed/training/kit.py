@@ -22,6 +22,7 @@ from lepton_fed.core.task import Task
 from lepton_fed.data.augmentation import build_augmentation
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.data.preprocessing import build_preprocessing
+from lepton_fed.errors import DataError, Problem
 from lepton_fed.models.build import (
     build_model,
     frozen_buffers,
@@ -31,6 +32,7 @@ from lepton_fed.models.build import (
     write_local,
     write_vector,
 )
+from lepton_fed.models.private_layers import plain_layers
 from lepton_fed.training.local import Augment, LocalRows
 from lepton_fed.training.numeric import numeric_settings
 
@@ -80,14 +82,27 @@ class TaskKit:
         Args:
             data: Rows as read; checked against the contract.
             device: Where they are trained on.
+
+        Raises:
+            DataError: A row is not finite after preprocessing.
         """
         cpu = torch.device("cpu")
         with numeric_settings(self.task.numeric, cpu), torch.no_grad():
             inputs = self.preprocessing(torch.from_numpy(np.ascontiguousarray(data.inputs)))
+        broken = int((~inputs.flatten(1).isfinite().all(dim=1)).sum())
+        if broken:
+            raise DataError(
+                Problem(
+                    "LF2040",
+                    f"preprocessing makes NaN or infinity of {broken} of {len(inputs)} rows",
+                    key="task.preprocessing",
+                    remedy="check the constants of its steps; impute missing numbers",
+                )
+            )
         targets = torch.from_numpy(np.ascontiguousarray(data.targets))
         return LocalRows(inputs.to(device), targets.to(device))
 
-    def predictor(self, vector: Vector) -> nn.Module:
+    def predictor(self, vector: Vector) -> nn.Sequential:
         """Return preprocessing and model as one module, for export.
 
         Args:
@@ -95,12 +110,15 @@ class TaskKit:
 
         Returns:
             An evaluation-mode module from rows as read to logits ``[batch, classes]`` or values
-            ``[batch]``.
+            ``[batch]``, of torch's own layers where record-level DP had others.
+
+        Raises:
+            TaskError: A layer for record-level DP has no other that answers the same.
         """
         write_vector(self.model, self.layout, vector)
         write_local(self.model, self.initial_local)
         model = self.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        parts = [self.preprocessing, model]
+        parts = [self.preprocessing, plain_layers(model)]
         if self.task.data.target.kind == "number":
             parts.append(nn.Flatten(0))
         return nn.Sequential(*parts).eval()

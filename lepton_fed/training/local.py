@@ -16,6 +16,7 @@ from lepton_fed.core.seeds import derive_seed
 from lepton_fed.core.task import Schedule, Task, TrainingSpec
 from lepton_fed.errors import Problem, RunError, TaskError
 from lepton_fed.privacy.dp.engine import DpSgd
+from lepton_fed.privacy.dp.engines.base import EngineName
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.planning import steps_a_round
 from lepton_fed.privacy.dp.sampling import Sampler
@@ -84,12 +85,16 @@ class PrivateTraining:
         noise_multiplier: Standard deviation of the noise over ``clip``.
         entropy: The site's own entropy, for sampling and noise.
         sampler: Draws the batches.
+        engine: What clips and sums.
+        most_records: Records that go through the model at once; None sets no limit.
     """
 
     clip: float
     noise_multiplier: float
     entropy: Entropy
     sampler: Sampler
+    engine: EngineName = "hooks"
+    most_records: int | None = None
 
 
 @dataclass(frozen=True)
@@ -301,6 +306,8 @@ def _backward(
             noise_multiplier=private.noise_multiplier,
             expected_batch=private.sampler.divisor,
             entropy=private.entropy,
+            engine=private.engine,
+            most_records=private.most_records,
         ) as engine:
             yield engine.gradient
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import RecordPrivacy
+from lepton_fed.data.drawn import drawn_inputs
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.privacy.dp.engine import DpSgd, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
@@ -21,6 +23,8 @@ from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import check_private, record_losses, steps_of
 
 __all__ = ["check_trainable", "plan_noise", "require_plain_site"]
+
+_log = logging.getLogger(__name__)
 
 _PROBES = 3
 
@@ -95,7 +99,7 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
     check_private(kit.task, devices)
     generator = torch.Generator().manual_seed(0)
     model = _made_up(kit.model, generator)
-    inputs = torch.randn(_PROBES, *kit.shape, generator=generator)
+    inputs = _probes(kit, model, generator)
     check_model(model, inputs)
     losses = record_losses(kit.task)
     kind = torch.int64 if kit.task.data.target.kind == "classes" else torch.float32
@@ -109,7 +113,13 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
             noise_multiplier=0.0,
             expected_batch=1,
             entropy=Entropy(bytes(32)),  # draws nothing: no noise, no sampling
+            engine=record.engine,
         ) as engine:
+            if engine.without_rule:
+                _log.info(
+                    "record-level DP runs these layers twice, for want of a rule: %s",
+                    ", ".join(engine.without_rule),
+                )
             for _ in range(2):  # a second step finds what the first one left
                 found = _flat(engine.clipped_sum(inputs, targets))
                 if float((found - wanted).norm()) > 1e-3 * float(wanted.norm()):
@@ -118,11 +128,26 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
         raise TaskError(
             Problem(
                 "LF3306",
-                f"Opacus cannot clip this model's gradients record by record: {error}",
+                f"{record.engine} cannot clip this model's gradients record by record: {error}",
                 key="task.model",
                 remedy="use each parameter only through the layer that holds it",
             )
         ) from error
+
+
+def _probes(kit: TaskKit, model: nn.Module, generator: torch.Generator) -> Tensor:
+    """Return different inputs, ``[_PROBES, *shape]``: any numbers, or what the contract admits.
+
+    A model that looks words up takes whole numbers in a range only.
+    """
+    inputs = torch.randn(_PROBES, *kit.shape, generator=generator)
+    try:
+        model(inputs)
+    except (IndexError, RuntimeError, ValueError):
+        drawn = torch.from_numpy(drawn_inputs(kit.task.data, _PROBES, seed=0))
+        with torch.no_grad():
+            inputs = kit.preprocessing(drawn)
+    return inputs
 
 
 def _made_up(model: nn.Module, generator: torch.Generator) -> nn.Module:

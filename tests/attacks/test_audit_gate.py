@@ -27,6 +27,7 @@ from lepton_fed.config.templates import template
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.privacy.dp.accounting import Event, epsilon_of
 from lepton_fed.privacy.dp.engine import DpSgd
+from lepton_fed.privacy.dp.engines import bookkeeping
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.privacy.ledger.book import RunAccount, RunName
 from lepton_fed.runs.folder import RunFolder
@@ -52,8 +53,8 @@ CONF = (
 )
 
 
-def run_in(folder: Path) -> RunFolder:
-    words = [*CONF, f"runs={folder / 'runs'}"]
+def run_in(folder: Path, *more: str) -> RunFolder:
+    words = [*CONF, *more, f"runs={folder / 'runs'}"]
     return simulate(load_values(SimulationConf, template("simulation"), words)).folder
 
 
@@ -95,6 +96,39 @@ def test_a_sound_run_passes_and_its_record_says_so(finished: RunFolder) -> None:
     assert accounting["claimed"] == pytest.approx(accounting["ledgers"], rel=0.01)
     shown = CliRunner().invoke(app, ["runs", "show", str(finished.path)])
     assert "audit       passed" in shown.output
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        ("privacy.record.engine=bookkeeping",),
+        ("privacy.record.engine=bookkeeping", "privacy.record.most_records=50"),
+        ("privacy.record.sampler=shuffled",),
+        ("privacy.record.sampler=full",),
+    ],
+)
+def test_a_sound_run_passes_whatever_its_engine_and_sampler(
+    conf: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = audited(run_in(tmp_path, *conf), "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    sampler = conf[0].partition("sampler=")[2] or "poisson"
+    adjacency = "add-or-remove-one" if sampler == "poisson" else "zero-out-one"
+    assert (report["sampler"], report["adjacency"]) == (sampler, adjacency)
+    accounting = report["checks"][3]["numbers"]
+    assert accounting["claimed"] == pytest.approx(accounting["ledgers"], rel=0.01)
+    assert report["checks"][1]["numbers"]["norm"] > 0.999
+
+
+def test_the_engine_that_the_run_names_is_the_one_that_is_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path, "privacy.record.engine=bookkeeping")
+    monkeypatch.setattr(bookkeeping, "clip_factors", lambda norms, clip: torch.ones_like(norms))
+    result = audited(run)
+    assert result.exit_code == 2
+    assert "LF3306" in result.output
 
 
 def test_a_site_s_own_records_of_a_sound_run_pass(finished: RunFolder, tmp_path: Path) -> None:
@@ -150,9 +184,10 @@ def test_one_row_that_is_not_clipped_is_found(
         if len(targets) < large:
             return sound(self, inputs, targets)
         rest = sound(self, inputs[:-1], targets[:-1]) if len(targets) > 1 else None
-        clip, self._clip = self._clip, 1e30
+        engine: Any = self._engine
+        clip, engine._clip = engine._clip, 1e30
         last = sound(self, inputs[-1:], targets[-1:])
-        self._clip = clip
+        engine._clip = clip
         return [a + b for a, b in zip(last, rest, strict=True)] if rest else last
 
     monkeypatch.setattr(DpSgd, "clipped_sum", faulty)

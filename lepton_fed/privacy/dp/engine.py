@@ -1,32 +1,29 @@
-"""One step of DP-SGD with Opacus: clip each record's gradient, sum, add noise.
+"""One step of DP-SGD: clip each record's gradient, sum, add noise.
 
-M. Abadi et al.: Deep Learning with Differential Privacy. CCS 2016. arXiv:1607.00133. The per-record
-gradients are Opacus'; the noise is the site's own entropy, not torch's seedable generator, and the
-sum is divided by the public expected batch, never by the number of rows that happened to be drawn.
-
-Opacus' ghost engine (norms first, a second backward pass) is not offered: its norms are products of
-squares in single precision, which a coordinator that chooses the weights can make vanish, so that a
-gradient passes unclipped.
+M. Abadi et al.: Deep Learning with Differential Privacy. CCS 2016. arXiv:1607.00133. The clipped
+sum comes from one of several engines; the noise is the site's own entropy, not torch's seedable
+generator, and the sum is divided by the public expected batch, never by the number of rows that
+happened to be drawn.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lepton_fed.errors import Problem, TaskError
+from lepton_fed.privacy.dp.engines.base import EngineName, Loss, trained_parameters
+from lepton_fed.privacy.dp.engines.build import build_engine
 from lepton_fed.privacy.dp.entropy import Entropy
 
 __all__ = ["DpSgd", "add_noise", "check_model"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-_LEFT_ON_MODULES = ("activations", "max_batch_len")
+_ROUNDING = 1e-4  # of the largest answer: what may differ between two equal records
 
 
 def check_model(model: nn.Module, probe: Tensor) -> None:
@@ -37,42 +34,69 @@ def check_model(model: nn.Module, probe: Tensor) -> None:
 
     Args:
         model: The model, in the mode in which it is trained, but for dropout.
-        probe: Different made-up inputs, ``[n, ...]`` float32, on the model's device.
+        probe: Different made-up inputs, ``[n, ...]`` float32, n from 2, on the model's device.
 
     Raises:
         TaskError: A layer has no per-record gradient (batch normalisation and its kind), or what
             the model says of one input depends on another.
     """
-    from opacus.validators import ModuleValidator
-
-    found = ModuleValidator.validate(model, strict=False)
+    found = [
+        _mixes(f"{name or 'the model'} ({type(layer).__name__}) {wrong[0]}", wrong[1])
+        for name, layer in model.named_modules()
+        if (wrong := _wrong(layer)) is not None
+    ]
     if found:
-        raise TaskError([_mixes(_first_sentence(error)) for error in found])
+        raise TaskError(found)
     watched = probe.clone().requires_grad_(True)
     try:
-        for record, output in enumerate(model(watched)):
-            (gradient,) = torch.autograd.grad(output.sum(), watched, retain_graph=True)
+        answers = model(watched)
+        for record, output in enumerate(answers):
             others = torch.arange(len(probe)) != record
-            if bool(gradient[others].any()):
+            # No gradient: the model takes codes. Then only another record can tell.
+            (gradient,) = torch.autograd.grad(
+                output.sum(), watched, retain_graph=True, allow_unused=True
+            )
+            changed = probe.clone()
+            changed[record] = probe[record - 1]
+            with torch.no_grad():
+                moved = (model(changed) - answers)[others].abs().max()
+            if (gradient is not None and bool(gradient[others].any())) or not (
+                float(moved) <= _ROUNDING * float(answers.detach().abs().max())
+            ):
                 raise TaskError(_mixes("its output for one record depends on the others'"))
         model(probe[:1])
     except (RuntimeError, ValueError) as error:
         raise TaskError(_mixes(f"it cannot be taken record by record: {error}")) from error
 
 
-def _mixes(why: str) -> Problem:
+def _wrong(layer: nn.Module) -> tuple[str, str] | None:
+    """Return what is wrong with a layer under record-level DP, and what to use; None if nothing."""
+    if isinstance(layer, _BatchNorm):
+        return "normalises a record by the others of its batch", "use GroupNorm or LayerNorm"
+    if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+        return "keeps statistics of the records", "leave track_running_stats off"
+    if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
+        return "is one kernel, which shows no per-record gradients", "use one of linear layers"
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None:
+        return "changes its rows when a record reads them", "leave max_norm out"
+    if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.scale_grad_by_freq:
+        return "counts words over the whole batch", "leave scale_grad_by_freq out"
+    return None
+
+
+def _mixes(why: str, instead: str = "let each record go through the model by itself") -> Problem:
     return Problem(
         "LF3302",
         f"the model cannot be trained with record-level DP: {why}",
         key="task.model",
-        remedy="use GroupNorm for BatchNorm; Opacus' DP layers for attention and RNNs",
+        remedy=f"{instead}; task.model.fix: true replaces what has a replacement",
     )
 
 
 class DpSgd:
     """Turns a batch into a clipped, summed, noised and scaled gradient in ``parameter.grad``.
 
-    Use it as a context manager: Opacus hangs hooks on the model, and they must go again.
+    Use it as a context manager: an engine hangs hooks on the model, and they must go again.
 
     Args:
         model: The model, already checked by :func:`check_model`.
@@ -81,6 +105,9 @@ class DpSgd:
         noise_multiplier: Standard deviation of the noise over ``clip``.
         expected_batch: Public divisor of the sum.
         entropy: Where the noise comes from.
+        engine: What clips and sums.
+        most_records: Records that go through the model at once; a larger batch is taken in parts,
+            and their sums are added. None sets no limit.
     """
 
     def __init__(
@@ -92,31 +119,35 @@ class DpSgd:
         noise_multiplier: float,
         expected_batch: int,
         entropy: Entropy,
+        engine: EngineName = "hooks",
+        most_records: int | None = None,
     ) -> None:
-        self._model = model
-        self._loss = loss
         self._clip = clip
         self._noise_multiplier = noise_multiplier
         self._expected_batch = expected_batch
         self._entropy = entropy
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._hooks: Any = None
-        self._bare: list[nn.Module] = []
+        self._parameters = trained_parameters(model)
+        self._engine = build_engine(engine, model, loss, clip)
+        self._most_records = most_records
 
-    def __enter__(self) -> DpSgd:
-        self._bare = [m for m in self._model.modules() if not hasattr(m, "activations")]
-        from opacus.grad_sample import GradSampleHooks
+    @property
+    def without_rule(self) -> list[str]:
+        """Return the names of layers that the engine has no rule for and runs a second time."""
+        return self._engine.without_rule
 
-        self._hooks = GradSampleHooks(self._model, loss_reduction="sum")
+    def __enter__(self) -> Self:
+        """Hang the engine's hooks on the model."""
+        self._engine.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._hooks.cleanup()
-        self._forget()
-        for parameter in self._parameters:
-            for leftover in ("grad_sample", "_forward_counter"):
-                if hasattr(parameter, leftover):
-                    delattr(parameter, leftover)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the model as it was found."""
+        self._engine.__exit__(kind, error, trace)
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> None:
         """Set ``grad`` of each trainable parameter to the noised mean gradient.
@@ -125,10 +156,7 @@ class DpSgd:
             inputs: ``[batch, ...]``; the batch may be empty, the noise is added all the same.
             targets: ``[batch]``.
         """
-        if len(targets) == 0:
-            clipped = [torch.zeros_like(p) for p in self._parameters]
-        else:
-            clipped = self.clipped_sum(inputs, targets)
+        clipped = self.clipped_sum(inputs, targets)
         std = self._noise_multiplier * self._clip
         for parameter, total in zip(self._parameters, clipped, strict=True):
             add_noise(total, std, self._entropy)
@@ -142,50 +170,20 @@ class DpSgd:
         would tell a coordinator that chose the weights that the record is there.)
 
         Args:
-            inputs: ``[batch, ...]``, at least one record.
+            inputs: ``[batch, ...]``; none gives zeros.
             targets: ``[batch]``.
         """
-        self._forget()
-        self._model.zero_grad(set_to_none=True)
-        with _quiet_hooks():
-            self._loss(self._model(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
-        samples = [self._sample(p, len(targets)) for p in self._parameters]
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in samples]).norm(dim=0)
-        whole = norms.isfinite()
-        factors = torch.where(whole, (self._clip / (norms + 1e-6)).clamp(max=1.0), 0.0)
-        sums = []
-        for sample in samples:
-            # Zero times infinity is NaN, so such rows are replaced, not scaled.
-            kept = sample if bool(whole.all()) else sample[whole]
-            weights = factors if bool(whole.all()) else factors[whole]
-            sums.append(torch.einsum("i,i...->...", weights, kept).contiguous())
+        if len(targets) == 0:
+            return [torch.zeros_like(p) for p in self._parameters]
+        most = self._most_records or len(targets)
+        parts = (
+            (inputs[start : start + most], targets[start : start + most])
+            for start in range(0, len(targets), most)
+        )
+        sums = self._engine.clipped_sum(*next(parts))
+        for part in parts:
+            torch._foreach_add_(sums, self._engine.clipped_sum(*part))
         return sums
-
-    def _sample(self, parameter: nn.Parameter, batch: int) -> Tensor:
-        """Return a parameter's gradient for each record; zeros for one that the loss ignores.
-
-        Raises:
-            NotImplementedError: The loss does not ignore it, but Opacus did not see where.
-        """
-        found = getattr(parameter, "grad_sample", None)
-        if found is not None:
-            return cast(Tensor, found)
-        if parameter.grad is not None:
-            raise NotImplementedError("a parameter is used outside the layer that holds it")
-        return parameter.new_zeros(batch, *parameter.shape)
-
-    def _forget(self) -> None:
-        """Drop what a pass left: one that broke off, or a layer that the loss ignores, leaves much.
-
-        The next pass would take it for its own.
-        """
-        for module in self._bare:
-            for leftover in _LEFT_ON_MODULES:
-                if hasattr(module, leftover):
-                    delattr(module, leftover)
-        for parameter in self._parameters:
-            setattr(parameter, "grad_sample", None)  # noqa: B010 - Opacus' attribute, not torch's
-            setattr(parameter, "_forward_counter", 0)  # noqa: B010
 
 
 def add_noise(total: Tensor, std: float, entropy: Entropy) -> None:
@@ -202,15 +200,3 @@ def add_noise(total: Tensor, std: float, entropy: Entropy) -> None:
     noise = torch.zeros(total.shape, dtype=torch.float32)
     entropy.add_normal(noise.numpy(), std)
     total.add_(noise.to(total.device))
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).split(". ")[0]
-
-
-@contextmanager
-def _quiet_hooks() -> Iterator[None]:
-    """Silence torch's note that the first layer's hook sees no input gradient: none is needed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
-        yield

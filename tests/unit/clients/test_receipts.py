@@ -107,6 +107,17 @@ def test_receipts_are_read_back_as_they_were_written_in_order(kept):
     ]
 
 
+def test_receipts_of_before_they_had_a_ledger_s_head_are_read_and_gone_on_from(tmp_path):
+    found = Receipts(tmp_path / "receipts")
+    path = found.write(receipt(round=1))
+    content = path.read_bytes()
+    assert b'"ledger":"",' in content
+    path.write_bytes(content.replace(b'"ledger":"",', b""))
+    again = Receipts(tmp_path / "receipts")
+    again.write(receipt(round=2))
+    assert [(each.round, each.ledger) for each in again.read()] == [(1, ""), (2, "")]
+
+
 def test_another_process_goes_on_with_the_chain(kept):
     Receipts(kept._folder).write(receipt(round=4))
     assert [found.round for found in kept.read()] == [1, 2, 3, 4]

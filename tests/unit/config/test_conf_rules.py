@@ -245,6 +245,15 @@ def test_noise_from_a_seed_is_for_simulations_alone() -> None:
     assert _codes(found) == [("LF1069", "privacy.record.randomness")]
 
 
+def test_ghost_clipping_is_for_simulations() -> None:
+    asked = ("privacy.record.enabled=true", "privacy.record.engine=ghost")
+    assert _simulation(*asked) == []
+    (problem,) = _found(ServerConf, {"task": {"data": IMAGE}}, asked)
+    assert (problem.code, problem.key) == ("LF1046", "privacy.record.engine")
+    others = (asked[0], "privacy.record.engine=bookkeeping")
+    assert _found(ServerConf, {"task": {"data": IMAGE}}, others) == []
+
+
 def test_a_server_conf_is_judged_like_a_simulation_without_sites() -> None:
     values = {"task": {"data": IMAGE}}
     found = _found(ServerConf, values, ("rounds.quorum=900", "strategy.name=x", "signing_key="))
