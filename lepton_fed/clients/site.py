@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from lepton_fed.clients.answers import Answers, Kept
+from lepton_fed.clients.one_step import OneStep
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update, ask_digest
 from lepton_fed.core.layout import Vector
@@ -278,12 +279,13 @@ class Site:
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)
+        step = OneStep() if record.is_shared else None  # the rule is the plain one then
         trained = train(
             model,
             kit.layout,
             self._rows,
             kit.task,
-            self._rule,
+            step or self._rule,
             memory,
             Moment(self._agreement.seed, ask.round_number, self._agreement.rounds, self.name),
             devices=self._devices,
@@ -291,8 +293,11 @@ class Site:
             augment=kit.augment,
         )
         self._check_frozen(model)
-        delta = read_vector(model, kit.layout)
-        delta -= received
+        if step is not None:
+            delta = step.delta(kit.layout, trained.learning_rate)
+        else:
+            delta = read_vector(model, kit.layout)
+            delta -= received
         vectors, state = self._rule.update(memory, delta, trained.steps, trained.learning_rate)
         return self._bounded(vectors), state
 

@@ -11,6 +11,9 @@ adds a discrete Gaussian of ``1 / sqrt(h)`` of the standard deviation that the s
 ``h`` is the number of sites that are counted on. It holds against the coordinator together with all
 other sites, as long as ``h`` of those in the sum add their share; the site opens no sum of fewer.
 
+The update is the step itself: a difference of weights would be rounded to their last digit, which
+whoever chooses the weights can make larger than all that a record may move.
+
 One record moves the clipped sum by at most ``clip``. Rounding to the nearest point of the grid can
 add one step to each coordinate, so in steps of the grid ``s = clip / divisor / grid + sqrt(size)``
 bounds what one record does to the rounded sum; the standard deviation of the noise is the noise
