@@ -293,8 +293,15 @@ def test_a_failure_in_the_data_leaves_as_a_code(build, monkeypatch):
 
 def test_weights_that_break_leave_as_a_code(build):
     rows = dataset(40)
-    rows.inputs[7, 1] = np.nan
+    rows.inputs[:, 1] = 3e38  # finite, and so is the first step; the second one is not
     assert refusal(build(rows=rows).answer(ask())).code == "LF5101"
+
+
+def test_rows_that_are_not_finite_are_refused_before_anything_is_asked(build):
+    rows = dataset(40)
+    rows.inputs[7, 1] = np.nan
+    with pytest.raises(DataError, match="LF2040"):
+        build(rows=rows)
 
 
 @pytest.mark.parametrize(

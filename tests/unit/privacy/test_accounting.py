@@ -309,6 +309,18 @@ def test_calibrated_noise_keeps_the_target_and_wastes_little(epsilon, rate, step
     assert epsilon_of([SampledGaussian(noise / 1.0011, rate, steps)], DELTA) > epsilon
 
 
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 50), (0.5, 25), (0.1, 1)])
+def test_little_noise_on_all_records_costs_what_one_gaussian_does(noise, steps):
+    std = noise / math.sqrt(steps)
+    found = epsilon_of([SampledGaussian(noise, 1.0, steps)], DELTA)
+
+    def delta_at(epsilon):  # Balle and Wang, ICML 2018, theorem 8
+        near, far = 0.5 / std - epsilon * std, -0.5 / std - epsilon * std
+        return stats.norm.cdf(near) - math.exp(epsilon + stats.norm.logcdf(far))
+
+    assert delta_at(found) <= DELTA < delta_at(0.999 * found)
+
+
 @pytest.mark.parametrize("order", ["shuffled", "full"])
 def test_noise_for_an_order_is_made_for_its_passes(order):
     run = OrderedSampler(rows=100, expected_batch=30, order=order).event(1.0, 6).times(5)

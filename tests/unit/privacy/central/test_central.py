@@ -10,7 +10,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld
 
 from lepton_fed.privacy.central.clipping import AdaptiveClip, FixedClip, sum_noise_multiplier
 from lepton_fed.privacy.central.mechanism import ADJACENCY, CentralSum, event, sampled_sites
-from lepton_fed.privacy.dp.accounting import epsilon_of, noise_multiplier_for
+from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, noise_multiplier_for
 from lepton_fed.privacy.dp.entropy import Entropy
 
 KEY = bytes(range(32))
@@ -146,7 +146,7 @@ def test_rounds_cost_what_privacy_loss_distributions_say():
     ("sites", "epsilon", "deviation"), [(10, 1, 1.03), (10, 8, 0.27), (50, 3, 0.13)]
 )
 def test_noise_on_the_mean_is_at_most_what_renyi_divergences_ask_for(sites, epsilon, deviation):
-    noise = noise_multiplier_for(epsilon, sites**-1.1, 1.0, 50)
+    noise = noise_multiplier_for(epsilon, sites**-1.1, SampledGaussian(1.0, 1.0, 50))
     assert 0.6 * deviation < noise / sites <= 1.01 * deviation
 
 
