@@ -20,7 +20,7 @@ from lepton_fed.identity.certificates import make_certificates, make_next_certif
 from lepton_fed.identity.keys import generate_key, load_private_key
 from lepton_fed.identity.node_key import load_node_key, node_public_line
 from lepton_fed.identity.roster import Member, enrolment_file
-from tests.e2e.federation import SITES, lepton
+from tests.e2e.federation import lepton
 from tests.faults.rows import Fault, fault
 from tests.faults.running import Running
 
@@ -77,12 +77,12 @@ def test_a_certificate_is_renewed_and_sites_connect_with_it(running: Running, ro
     running.told(mark, "coordinator", "certificate.renewed")
     new = shown(running)
     assert new != old
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     running.survived(mark, north=0, east=0, south=0)
     mark = running.mark()
     reconnect(running)
-    running.normal(*((site, rows[0]) for site in SITES))
-    for site in SITES:
+    running.normal(*((site, rows[0]) for site in running.sites))
+    for site in running.sites:
         running.told(mark, site, "connection.up")
     assert supervisors(running) == before
     assert shown(running) == new
@@ -114,7 +114,7 @@ def test_an_expired_certificate_is_told_of_and_not_used(running: Running, rows: 
         running.told(half, "coordinator", "LF4178")
         assert shown(running) == old
         reconnect(running)
-        running.normal(*((site, rows[0]) for site in SITES))
+        running.normal(*((site, rows[0]) for site in running.sites))
     finally:
         for name, content in kept.items():
             (tls / name).write_bytes(content)
@@ -136,19 +136,19 @@ def test_the_authority_changes_while_sites_trust_both(running: Running, rows: Ro
     make_certificates(other, [])
     both = (tls / "ca.crt").read_bytes() + (other / "ca.crt").read_bytes()
     (tls / "ca.crt").write_bytes(both)  # the file that the sites' confs name
-    for site in SITES:
+    for site in running.sites:
         running.told(mark, site, "keys.renewed changed=ca")
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     change = running.mark()
     put(other, tls, "server.crt", "server.key", "ca.key")
     running.told(change, "coordinator", "certificate.renewed")
     reconnect(running)
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     (tls / "ca.crt").write_bytes((other / "ca.crt").read_bytes())  # the old one is trusted no more
     shutil.rmtree(other)
-    for site in SITES:
+    for site in running.sites:
         running.told(change, site, "keys.renewed changed=ca")
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     assert supervisors(running) == before
     running.survived(mark, north=4, east=3, south=4)
 
