@@ -20,7 +20,7 @@ tests: `python -m tests.faults.table`.
 
 The rounds are masked: secure aggregation is on, with five sites of which three have to stay. Rows
 with a star are tried on rounds without secure aggregation too, of three sites: what is kept and
-sent again after the fault is something else there.
+sent again after the fault is something else there. Rows with two stars are of such rounds alone.
 
 **What you have to do: usually nothing.** A site comes back by itself, without its owner and
 without the coordinator's, as long as its service manager starts it again whenever it ends,
@@ -67,7 +67,7 @@ def page() -> str:
 
 
 def _line(row: Fault) -> str:
-    star = " \\*" if "plain" in row.rounds else ""
+    star = {("masked",): "", ("plain",): r" \*\*"}.get(row.rounds, r" \*")
     cells = (row.name + star, row.sees, row.lost, f"{row.normal_s:g} s")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 

@@ -26,13 +26,13 @@ from lepton_fed.config.load import load_conf
 from lepton_fed.config.schema import ServerConf
 from tests.e2e.federation import free_port
 from tests.faults.rows import Fault, fault
-from tests.faults.running import PHASES, RESTART_S, Mark, Running
+from tests.faults.running import BUSY, PHASES, RESTART_S, Mark, Running
 
 COORDINATOR = "coordinator"
 SHORT_S = 8.0
-LONG_S = 150.0  # SQLite waits 30 s for a lock, and several who ask wait one after another
+LONG_S = 150.0 * BUSY  # SQLite waits 30 s for a lock, and several who ask wait one after another
 ASLEEP_S = 75.0  # the SuperLink ends a task that it has not heard of for 60 s
-END_S = 90.0
+END_S = 90.0 * BUSY
 Rows = tuple[Fault, ...]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.federation import lepton
-from tests.faults.running import MASKED_SITES, Part, Running, stamp
+from tests.faults.running import BUSY, MASKED_SITES, Part, Running, stamp
 from tests.soak.samples import Bound, Sample, Series, measured, size_of
 from tests.soak.schedule import Planned, schedule
 
@@ -27,9 +27,9 @@ ROUNDS = int(os.environ.get("LEPTON_FED_SOAK_ROUNDS", "200"))
 SEED = int(os.environ.get("LEPTON_FED_SOAK_SEED", "1"))
 
 LOOK_S, SAMPLE_S = 0.2, 1.0
-BACK_S = 150.0  # for a site that a further fault waits for
-STANDSTILL_S = 180.0
-SLACK_S = 15.0
+BACK_S = 150.0 * BUSY  # for a site that a further fault waits for
+STANDSTILL_S = 180.0 * BUSY
+SLACK_S = 15.0 * BUSY
 PARTS: tuple[Part, ...] = ("supervisor", "supernode", "trainer")
 PROCESS_BOUNDS = {
     "memory": Bound(0.10, 8.0),  # MiB
