@@ -26,7 +26,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 PHASED: tuple[Kind, ...] = ("coordinator killed", "service killed", "SuperNode killed")
 """Faults that happen as a phase of a masked round begins, or at any time."""
 
-_QUIET_FIRST, _QUIET_LAST = 6, 40
+_QUIET_FIRST, _QUIET_LAST = 6, 40  # rounds; at the end a fifth of a short run
 _GAP = (3, 6)
 _LINED = ("north", "south")  # the sites whose line can be cut
 _LASTING_S: dict[Kind, tuple[float, float]] = {
@@ -73,7 +73,7 @@ def schedule(seed: int, rounds: int) -> tuple[Planned, ...]:
     planned: list[Planned] = []
     bag: list[Kind] = []
     after = _QUIET_FIRST
-    while after <= rounds - _QUIET_LAST:
+    while after <= rounds - min(_QUIET_LAST, rounds // 5):
         if not bag:
             bag = list(KINDS)
             draw.shuffle(bag)

@@ -1,6 +1,7 @@
-"""Two hundred rounds in which something fails all the time: nothing is lost, nothing grows.
+"""Two hundred masked rounds in which something fails all the time: nothing is lost, nothing grows.
 
-LEPTON_FED_SOAK_SEED chooses the faults, LEPTON_FED_SOAK_ROUNDS the length.
+LEPTON_FED_SOAK_SEED chooses the faults, LEPTON_FED_SOAK_ROUNDS the length; with LEPTON_FED_BUSY=4
+everything may take four times as long.
 """
 
 from __future__ import annotations
