@@ -154,13 +154,17 @@ def receipt_of_phase(reply: PhaseReply, asked: PhaseAsk, about: Mapping[str, str
         before, after = reply.norms
         digest = hashlib.sha256(content.data).hexdigest()
         vectors["masked"] = VectorRecord(reply.words, content.size, before, after, digest)
-    ask = asked.ask
+    ask, numbers = asked.ask, {"phase": f"{asked.phase}, attempt {asked.attempt}"}
+    if reply.body:
+        # So that a message has the receipt of an equal one, and of no other.
+        digest = hashlib.sha256(reply.body).hexdigest()
+        numbers["message"] = f"{len(reply.body)} bytes, SHA-256 {digest}"
     return Receipt(
         **{**about, "run": legible(about["run"], _LONGEST_RUN)},
         round=ask.round_number if 1 <= ask.round_number <= _MOST_ROUNDS else 0,
         agreement=legible(ask.agreement, _LONGEST_DIGEST),
         vectors=vectors,
-        numbers={"phase": f"{asked.phase}, attempt {asked.attempt}", **reply.notes},
+        numbers={**numbers, **reply.notes},
         refusal=reply.refusal.code if reply.refusal else "",
     )
 

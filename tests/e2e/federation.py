@@ -54,10 +54,14 @@ class Deployment:
         root: Where everything goes.
         task: Overrides of the shipped task, rounds and privacy, as ``key=value``.
         secure: Whether sites' updates are masked. Most tests look at what one site sends.
+        sites: Names of the sites.
     """
 
-    def __init__(self, root: Path, *task: str, secure: bool = False) -> None:
+    def __init__(
+        self, root: Path, *task: str, secure: bool = False, sites: Sequence[str] = SITES
+    ) -> None:
         self.root = root
+        self.sites = tuple(sites)
         self.port = free_port()
         self.task = task
         self.secure = secure
@@ -66,9 +70,9 @@ class Deployment:
         self.simulation = simulation
         self.population = {site.name: site for site in populate(simulation.conf)}
         lepton("keys", "coordinator", cwd=root)
-        for name in SITES:
+        for name in self.sites:
             lepton("keys", "site", name, cwd=root)
-        lepton("keys", "enrol", *(f"keys/{name}.enrol.json" for name in SITES), cwd=root)
+        lepton("keys", "enrol", *(f"keys/{name}.enrol.json" for name in self.sites), cwd=root)
         self._write_confs()
 
     def _shipped(self, kind: str) -> dict[str, Any]:
@@ -81,7 +85,7 @@ class Deployment:
         server = self._shipped("server")
         server |= {"listen": f"127.0.0.1:{self.port}", "gather_s": PATIENCE_S, "monitor": ""}
         (self.root / "server.yaml").write_text(yaml.safe_dump(server))
-        for name in SITES:
+        for name in self.sites:
             self.write_rows(name)
             client = template("client")
             client |= {
@@ -110,10 +114,10 @@ class Deployment:
             rows,
             conf.task.data,
             conf.sites.partition,
-            len(SITES),
+            len(self.sites),
             generator(conf.seed, "partition"),
         )
-        mine = rows.take(parts[SITES.index(name)])
+        mine = rows.take(parts[self.sites.index(name)])
         np.savez(self.root / f"{name}.npz", inputs=mine.inputs, label=mine.targets)
 
     def start(self, who: str, *words: str) -> subprocess.Popen[str]:

@@ -6,14 +6,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.rows import Fault, rows_of
+from tests.faults.rows import Fault, rounds_of, rows_of
 from tests.faults.running import Running
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Try each fault on the kinds of rounds that its rows name."""
+    if "federation" in metafunc.fixturenames:
+        kinds = rounds_of(metafunc.function)
+        metafunc.parametrize("federation", kinds, indirect=True, scope="package")
+
+
 @pytest.fixture(scope="package")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A coordinator and three sites that train."""
-    found = Running(tmp_path_factory.mktemp("faults"))
+def federation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A coordinator and sites that train: five whose updates are masked, or three."""
+    found = Running(tmp_path_factory.mktemp("faults"), kind=request.param)
     try:
         found.start_all()
         yield found

@@ -10,9 +10,10 @@ from typing import Literal, TypeVar
 
 import pytest
 
-__all__ = ["Fault", "all_rows", "fault", "rows_of"]
+__all__ = ["Fault", "Rounds", "all_rows", "fault", "rounds_of", "rows_of"]
 
 FOLDER = Path(__file__).parent
+Rounds = Literal["masked", "plain"]
 Where = Literal["site", "network", "coordinator"]
 Test = TypeVar("Test", bound=Callable[..., None])
 _ROWS = "fault_rows"
@@ -29,6 +30,7 @@ class Fault:
         lost: What is lost.
         normal_s: Seconds after which all is as before, once the fault itself is over; the test
             asserts it.
+        rounds: The kinds of rounds that it is tried on.
     """
 
     name: str
@@ -36,16 +38,23 @@ class Fault:
     sees: str
     lost: str
     normal_s: float
+    rounds: tuple[Rounds, ...] = ("masked",)
 
 
 def fault(
-    *, name: str, where: Where, sees: str, lost: str, normal_s: float
+    *,
+    name: str,
+    where: Where,
+    sees: str,
+    lost: str,
+    normal_s: float,
+    rounds: tuple[Rounds, ...] = ("masked",),
 ) -> Callable[[Test], Test]:
     """Give a test a row; several when it tries several faults at once, at different sites.
 
     The test is marked ``faults``; its fixture ``rows`` is its rows, the upper first.
     """
-    row = Fault(name, where, sees, lost, normal_s)
+    row = Fault(name, where, sees, lost, normal_s, rounds)
 
     def carry(test: Test) -> Test:
         setattr(test, _ROWS, (row, *rows_of(test)))
@@ -57,6 +66,12 @@ def fault(
 def rows_of(test: object) -> tuple[Fault, ...]:
     """Return the rows that a test carries."""
     return tuple(getattr(test, _ROWS, ()))
+
+
+def rounds_of(test: object) -> list[Rounds]:
+    """Return the kinds of rounds that a test is for; masked ones when it has no row."""
+    kinds = {kind for row in rows_of(test) for kind in row.rounds}
+    return sorted(kinds) or ["masked"]
 
 
 def all_rows() -> list[Fault]:

@@ -20,12 +20,27 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from lepton_fed.errors import RunError
+from lepton_fed.runs.files import read_tensors
 from tests.e2e.federation import SITES, Deployment, lepton
 from tests.faults.proxy import Line
 from tests.faults.records import Records
-from tests.faults.rows import Fault
+from tests.faults.rows import Fault, Rounds
 
-__all__ = ["CLOCKED", "MODULES", "RESTART_S", "Event", "Mark", "Part", "Running", "child", "stamp"]
+__all__ = [
+    "BUSY",
+    "CLOCKED",
+    "MASKED_SITES",
+    "MODULES",
+    "PHASES",
+    "RESTART_S",
+    "Event",
+    "Mark",
+    "Part",
+    "Running",
+    "child",
+    "stamp",
+]
 
 Part = Literal["supervisor", "supernode", "trainer"]
 Event = dict[str, Any]
@@ -37,9 +52,20 @@ CLOCKED = "north"
 RESTART_S = 5.0
 """RestartSec of the service manager that these tests stand in for."""
 
+THRESHOLD = 0.51
+MASKED_SITES = (*SITES, "west", "centre")
+"""Of five, two may be lost at once, as some tests have it: three are needed."""
+
+PHASES = ("share", "mask", "confirm", "reveal")
+"""What is asked of a cohort in a masked round, one after another."""
+
 MODULES = {"supernode": "lepton_fed.flower.supernode", "trainer": "lepton_fed.clients.trainer"}
-_SLACK_S = 6.0  # two cores, a coordinator and nine other processes on them
+BUSY = float(os.environ.get("LEPTON_FED_BUSY", "1"))
+"""How many times as long everything may take: more than 1 where others are at work too."""
+
+_SLACK_S = 6.0  # two cores, a coordinator and fifteen other processes on them
 _LOOK_S = 0.2
+_PHASE_LOOK_S = 0.005
 _FIRST_S = 240.0
 _SHOWN = 2000
 
@@ -66,18 +92,34 @@ class Running(Deployment):
         root: Where everything goes.
         patience: The coordinator's; 1 waits 20 s for a site that does not answer.
         rounds: Rounds of the run that is in progress.
+        kind: Whether sites' updates are masked.
     """
 
-    def __init__(self, root: Path, patience: float = 1.0, rounds: int = ROUNDS) -> None:
-        super().__init__(root, f"rounds.count={rounds}", "rounds.quorum=1")
-        self.patience = patience
-        self.first = ("rounds.count=1", "rounds.quorum=3")
+    def __init__(
+        self,
+        root: Path,
+        patience: float = 1.0,
+        rounds: int = ROUNDS,
+        kind: Rounds = "masked",
+    ) -> None:
+        masked = kind == "masked"
+        own = (f"privacy.secure_aggregation.threshold={THRESHOLD}",) if masked else ()
+        super().__init__(
+            root,
+            f"rounds.count={rounds}",
+            "rounds.quorum=1",
+            *own,
+            secure=masked,
+            sites=MASKED_SITES if masked else SITES,
+        )
+        self.patience = patience * BUSY
+        self.first = ("rounds.count=1", f"rounds.quorum={len(self.sites)}", *own)
         self.lines = {name: Line(self.port) for name in ("north", "south")}  # east goes straight
         self._keeping: dict[str, threading.Event] = {}
         self._found: list[Event] = []
         self._offsets: dict[Path, int] = {}
         shim = Path(__file__).with_name("sitecustomize.txt")
-        for name in SITES:
+        for name in self.sites:
             folder = self.faults(name)
             folder.mkdir(parents=True)
             shutil.copy(shim, folder / "sitecustomize.py")
@@ -97,7 +139,16 @@ class Running(Deployment):
         else:
             if name in self.lines:
                 conf["coordinator"] = f"127.0.0.1:{self.lines[name].port}"
+            if self.secure:  # each has a roster of its own, as on its own disk
+                handed = self.root / "handed" / f"{name}.json"
+                handed.parent.mkdir(exist_ok=True)
+                shutil.copy(self.root / "keys" / "roster.json", handed)
+                conf["roster"] = f"handed/{name}.json"
             conf["policy"]["rounds"] = 1_000_000
+            conf["policy"]["privacy"]["secure_aggregation"] |= {
+                "threshold": THRESHOLD,
+                "rounds_per_hour": 1_000_000,
+            }
             conf["policy"]["privacy"]["epsilon"] = conf["budget"]["epsilon"] = 100.0
         path.write_text(yaml.safe_dump(conf))
 
@@ -147,7 +198,7 @@ class Running(Deployment):
         """Start everything, give each site a bundle, and begin the long run."""
         wanted, self.task = self.task, self.first
         self.start("coordinator")
-        for name in SITES:
+        for name in self.sites:
             self.start_site(name)
         self.wait_for_event("run.finished")
         lepton("export", "last", cwd=self.root)
@@ -171,7 +222,7 @@ class Running(Deployment):
             self.submitted.wait()
         for line in self.lines.values():
             line.close()
-        for name in SITES:
+        for name in self.sites:
             self.free(name)
         super().stop()
 
@@ -235,7 +286,7 @@ class Running(Deployment):
         coordinator = self.processes.get("coordinator")
         if coordinator is None or coordinator.poll() is not None:
             self.start("coordinator")
-        for name in SITES:
+        for name in self.sites:
             (self.faults(name) / "broken").unlink(missing_ok=True)
             self.free(name)
             self.free_disk(name)
@@ -248,13 +299,13 @@ class Running(Deployment):
 
     def wait_for(self, what: str, found: Callable[[], Any], seconds: float = _FIRST_S) -> Any:
         """Wait until ``found()`` is something, or show the end of what everybody said."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + seconds * BUSY
         while time.monotonic() < until:
             result = found()
             if result:
                 return result
             time.sleep(_LOOK_S)
-        ends = [f"--- {who}\n{self.said(who)[-_SHOWN:]}" for who in ("coordinator", *SITES)]
+        ends = [f"--- {who}\n{self.said(who)[-_SHOWN:]}" for who in ("coordinator", *self.sites)]
         raise AssertionError("\n".join([f"{what}: not within {seconds:g} s", *ends]))
 
     def events(self) -> list[Event]:
@@ -292,6 +343,30 @@ class Running(Deployment):
         found = self.wait_for(f"{name} {fields}", lambda: self.since(mark, name, **fields), seconds)
         return dict(found[0])
 
+    def phase(self) -> tuple[int, str]:
+        """Return the round and the phase that the coordinator has written down that it asks for.
+
+        Round 0 stands for none: between two rounds, and before a cohort is formed.
+        """
+        for path in sorted((self.root / "runs").glob("*/masked/group-*.safetensors")):
+            with suppress(OSError, RunError, KeyError, ValueError):
+                arrays, _ = read_tensors(path)
+                about = json.loads(arrays["about"].tobytes())
+                return int(about["serial"]), str(about["stage"])
+        return 0, ""
+
+    def asked_for(self, phase: str, seconds: float = 60.0) -> int:
+        """Wait until a phase begins to be asked for from now on, and return the round."""
+        until = time.monotonic() + seconds * BUSY
+        before = self.phase()
+        while time.monotonic() < until:
+            now = self.phase()
+            if now != before and now[1] == phase:
+                return now[0]
+            before = now
+            time.sleep(_PHASE_LOOK_S)
+        raise AssertionError(f"{phase} was not asked for within {seconds:g} s")
+
     def whole(self, seconds: float = _FIRST_S) -> float:
         """Wait for a round that began from now on and that all sites contribute to.
 
@@ -305,7 +380,8 @@ class Running(Deployment):
             good = [
                 event
                 for event in self.since(mark, "round.closed")
-                if (event["run"], event["round"]) in started and len(event["sites"]) == len(SITES)
+                if (event["run"], event["round"]) in started
+                and len(event["sites"]) == len(self.sites)
             ]
             return [time.monotonic() - mark.time_s] if good else []
 
@@ -334,15 +410,17 @@ class Running(Deployment):
             for site, row in bounds:
                 notes.write(f"{took[site]:6.1f} of {row.normal_s:g} s: {row.name}\n")
         for site, row in bounds:
-            assert took[site] <= row.normal_s + _SLACK_S, (row.name, took[site])
+            assert took[site] <= (row.normal_s + _SLACK_S) * BUSY, (row.name, took[site])
 
     # --- what must hold
 
     def others_go_on(self, mark: Mark, *sites: str) -> None:
         """Assert that each round since contains the other sites, and none lasted too long."""
-        others = set(SITES) - set(sites)
+        others = set(self.sites) - set(sites)
         started: dict[tuple[str, int], float] = {}
-        longest = self.patience * 20.0 + _SLACK_S
+        # In a masked round each phase may lose another site, and wait for it.
+        waits = max(1, len(sites)) if self.secure else 1
+        longest = waits * self.patience * 20.0 + _SLACK_S * BUSY
         closed = 0
         for event in self.events()[mark.events :]:
             key = (event["run"], event.get("round", 0))
@@ -377,14 +455,40 @@ class Running(Deployment):
             e for e in self.events() if e["event"] == "reply.accepted" and e["site"] == site
         ]
         records = self.records(site)
-        left = records.left()
-        for event in accepted:
-            updates = left.get((event["run"], event["round"]), {}).values()
-            assert any(abs(u.norm - event["norm"]) < 1e-4 for u in updates), event
+        if self.secure:
+            self._masked_rounds_hold(site, {(e["run"], e["round"]) for e in accepted}, records)
+        else:
+            left = records.left()
+            for event in accepted:
+                updates = left.get((event["run"], event["round"]), {}).values()
+                assert any(abs(u.norm - event["norm"]) < 1e-4 for u in updates), event
+            charged = records.charged()
+            for key, each in left.items():
+                assert charged[key] >= len(each), f"{key} left and was not charged"
+        records.bundle_holds()
+
+    def _masked_rounds_hold(
+        self, site: str, accepted: set[tuple[str, int]], records: Records
+    ) -> None:
+        """Assert that what is in a sum left, was charged, and is in no other sum."""
+        sums: dict[tuple[str, int], set[tuple[str, ...]]] = {}
+        for event in self.events():
+            if event["event"] == "secagg.opened" and event["round"] < self.rounds_of(event["run"]):
+                sums.setdefault((event["run"], event["round"]), set()).add(tuple(event["sites"]))
+        assert all(len(each) == 1 for each in sums.values()), "another sum of the same updates"
+        left = records.masked()
+        for key in accepted:
+            assert len(left[key].vectors) == 1, f"{site} is in the sum of {key} and sent none"
         charged = records.charged()
         for key, each in left.items():
-            assert charged[key] >= len(each), f"{key} left and was not charged"
-        records.bundle_holds()
+            assert charged[key], f"{key} left and was not charged"
+            of_site = {", ".join(names) for names in sums.get(key, ())}
+            assert each.sums <= of_site or not of_site, (key, each, of_site)
+
+    def rounds_of(self, run: str) -> int:
+        """Return how many rounds a run has; its last evaluation has the last one's number."""
+        return int(next(e["rounds"] for e in self.events()
+                        if e["run"] == run and e["event"] == "round.started"))  # fmt: skip
 
     def records(self, site: str) -> Records:
         """Return what a site has written down."""

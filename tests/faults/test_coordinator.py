@@ -23,16 +23,16 @@ from cryptography.x509.oid import NameOID
 
 from lepton_fed.config.load import load_conf
 from lepton_fed.config.schema import ServerConf
-from tests.e2e.federation import SITES, free_port
+from tests.e2e.federation import free_port
 from tests.faults.rows import Fault, fault
-from tests.faults.running import RESTART_S, Mark, Running
+from tests.faults.running import BUSY, PHASES, RESTART_S, Mark, Running
 from tests.ledger_entries import charges_in
 
 COORDINATOR = "coordinator"
 SHORT_S = 8.0
-LONG_S = 150.0  # SQLite waits 30 s for a lock, and several who ask wait one after another
+LONG_S = 150.0 * BUSY  # SQLite waits 30 s for a lock, and several who ask wait one after another
 ASLEEP_S = 75.0  # the SuperLink ends a task that it has not heard of for 60 s
-END_S = 90.0
+END_S = 90.0 * BUSY
 Rows = tuple[Fault, ...]
 
 
@@ -61,7 +61,9 @@ def conducted(running: Running) -> Running:
 @pytest.fixture
 def since(conducted: Running) -> Since:
     """The moment before the fault."""
-    return Since(conducted.mark(), {site: len(charges(conducted, site)) for site in SITES})
+    return Since(
+        conducted.mark(), {site: len(charges(conducted, site)) for site in conducted.sites}
+    )
 
 
 def start(running: Running, **changes: str) -> subprocess.Popen[str]:
@@ -110,7 +112,7 @@ def charges(running: Running, site: str) -> list[tuple[str, int]]:
 def nothing_lost(running: Running, since: Since) -> None:
     """Assert that all sites contributed to each round, and none was charged for one twice."""
     closed = running.since(since.mark, "round.closed")
-    assert all(len(event["sites"]) == len(SITES) for event in closed), closed
+    assert all(len(event["sites"]) == len(running.sites) for event in closed), closed
     records_hold(running, since)
 
 
@@ -123,7 +125,7 @@ def records_hold(running: Running, since: Since) -> None:
         if event["event"] == "round.closed" and event["run"] == run
     ]
     assert numbers == list(range(1, len(numbers) + 1))
-    for site in SITES:
+    for site in running.sites:
         running.records_hold(site)
         new = charges(running, site)[since.charges[site] :]
         assert new
@@ -139,18 +141,29 @@ def state(running: Running) -> Path:
     name="the coordinator is killed in the middle of a round (`kill -9`, out of memory, power cut)",
     where="coordinator",
     sees="coordinator, after the service manager's restart: `run.resumed`; sites: "
-    "`connection.failed`, later `connection.up`; receipts of the round: `sent again`",
-    lost="nothing: the round is done again with the updates that the sites had made for it",
+    "`connection.failed`, later `connection.up`; receipts of the round: `sent again`, and with "
+    "secure aggregation the phases that were asked for twice",
+    lost="nothing: the round is done again with the updates that the sites had made for it; with "
+    "secure aggregation it goes on in the phase that it was in, with the same cohort",
     normal_s=45,
+    rounds=("masked", "plain"),
 )
 def test_a_killed_coordinator_goes_on_with_its_run(
     conducted: Running, since: Since, rows: Rows
 ) -> None:
-    conducted.happened(since.mark, "reply.accepted")
-    conducted.kill(COORDINATOR)
-    restart(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
-    conducted.happened(since.mark, "run.resumed")
+    for phase in PHASES if conducted.secure else ("",):
+        if phase:
+            number = conducted.asked_for(phase)
+        else:
+            conducted.happened(since.mark, "reply.accepted")
+        killed = conducted.mark()
+        conducted.kill(COORDINATOR)
+        restart(conducted)
+        conducted.normal(*((site, rows[0]) for site in conducted.sites))
+        conducted.happened(killed, "run.resumed")
+        if phase:
+            formed = conducted.since(since.mark, "secagg.formed", round=number)
+            assert len(formed) == 1, "it went on with the cohort that was there"
     nothing_lost(conducted, since)
 
 
@@ -169,7 +182,7 @@ def test_a_coordinator_that_is_told_to_stop_goes_on_later(
     process.send_signal(signal.SIGTERM)
     ends(process, 0)
     restart(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     conducted.happened(since.mark, "run.resumed")
     nothing_lost(conducted, since)
 
@@ -190,7 +203,7 @@ def test_a_coordinator_that_slept_goes_on(conducted: Running, since: Since, rows
     ends(process, 5)
     conducted.told(since.mark, COORDINATOR, "[LF5019]")
     restart(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     records_hold(conducted, since)
 
 
@@ -206,7 +219,7 @@ def test_a_lock_for_seconds_is_waited_for(conducted: Running, since: Since, rows
     with closing(sqlite3.connect(state(conducted) / "flower.sqlite", timeout=30)) as other:
         other.execute("BEGIN IMMEDIATE")
         time.sleep(SHORT_S)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     assert process.poll() is None
     nothing_lost(conducted, since)
 
@@ -228,7 +241,7 @@ def test_a_lock_that_stays_is_named_at_the_run_and_at_the_start(
         ends(start(conducted), 5)
         conducted.told(again, COORDINATOR, "[LF5018]")
     restart(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     nothing_lost(conducted, since)
 
 
@@ -255,7 +268,7 @@ def test_a_damaged_database_is_named_and_the_run_goes_on_without_it(
     assert path.read_bytes() == content, "nothing was overwritten"
     path.rename(path.with_name("damaged.sqlite"))
     start(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     conducted.happened(since.mark, "run.resumed")
     nothing_lost(conducted, since)
 
@@ -275,7 +288,7 @@ def test_a_coordinator_without_room_goes_on_when_there_is_some(
     ends(process, 5, LONG_S)
     conducted.told(since.mark, COORDINATOR, "[LF5209]")
     restart(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     nothing_lost(conducted, since)
 
 
@@ -294,7 +307,7 @@ def test_a_second_coordinator_ends_and_the_first_does_not_notice(
     conducted.told(since.mark, COORDINATOR, "[LF4215]")
     ends(start(conducted, state="state/second"), 5)
     conducted.told(since.mark, COORDINATOR, "[LF5011]")
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     assert first.poll() is None
     nothing_lost(conducted, since)
 
@@ -320,7 +333,7 @@ def test_an_expired_certificate_is_named_at_the_start(
         certificate.write_bytes(kept)
     conducted.told(since.mark, COORDINATOR, "[LF4164]")
     start(conducted)
-    conducted.normal(*((site, rows[0]) for site in SITES))
+    conducted.normal(*((site, rows[0]) for site in conducted.sites))
     conducted.happened(since.mark, "run.resumed")
     nothing_lost(conducted, since)
 

@@ -20,7 +20,7 @@ from lepton_fed.identity.certificates import make_certificates, make_next_certif
 from lepton_fed.identity.keys import generate_key, load_private_key
 from lepton_fed.identity.node_key import load_node_key, node_public_line
 from lepton_fed.identity.roster import Member, enrolment_file
-from tests.e2e.federation import SITES, lepton
+from tests.e2e.federation import lepton
 from tests.faults.rows import Fault, fault
 from tests.faults.running import Running
 
@@ -77,12 +77,12 @@ def test_a_certificate_is_renewed_and_sites_connect_with_it(running: Running, ro
     running.told(mark, "coordinator", "certificate.renewed")
     new = shown(running)
     assert new != old
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     running.survived(mark, north=0, east=0, south=0)
     mark = running.mark()
     reconnect(running)
-    running.normal(*((site, rows[0]) for site in SITES))
-    for site in SITES:
+    running.normal(*((site, rows[0]) for site in running.sites))
+    for site in running.sites:
         running.told(mark, site, "connection.up")
     assert supervisors(running) == before
     assert shown(running) == new
@@ -114,7 +114,7 @@ def test_an_expired_certificate_is_told_of_and_not_used(running: Running, rows: 
         running.told(half, "coordinator", "LF4178")
         assert shown(running) == old
         reconnect(running)
-        running.normal(*((site, rows[0]) for site in SITES))
+        running.normal(*((site, rows[0]) for site in running.sites))
     finally:
         for name, content in kept.items():
             (tls / name).write_bytes(content)
@@ -136,19 +136,19 @@ def test_the_authority_changes_while_sites_trust_both(running: Running, rows: Ro
     make_certificates(other, [])
     both = (tls / "ca.crt").read_bytes() + (other / "ca.crt").read_bytes()
     (tls / "ca.crt").write_bytes(both)  # the file that the sites' confs name
-    for site in SITES:
+    for site in running.sites:
         running.told(mark, site, "keys.renewed changed=ca")
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     change = running.mark()
     put(other, tls, "server.crt", "server.key", "ca.key")
     running.told(change, "coordinator", "certificate.renewed")
     reconnect(running)
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     (tls / "ca.crt").write_bytes((other / "ca.crt").read_bytes())  # the old one is trusted no more
     shutil.rmtree(other)
-    for site in SITES:
+    for site in running.sites:
         running.told(change, site, "keys.renewed changed=ca")
-    running.normal(*((site, rows[0]) for site in SITES))
+    running.normal(*((site, rows[0]) for site in running.sites))
     assert supervisors(running) == before
     running.survived(mark, north=4, east=3, south=4)
 
@@ -186,6 +186,7 @@ def thief(running: Running, keys: Path) -> Iterator[Path]:
     "site: `connection.refused` in between, `keys.renewed`, `connection.up`",
     lost="its contribution to the rounds in between, and to one or two more",
     normal_s=40,
+    rounds=("plain",),
 )
 @fault(
     name="somebody connects with a site's keys that were replaced",
@@ -193,6 +194,7 @@ def thief(running: Running, keys: Path) -> Iterator[Path]:
     sees="whoever it is: `connection.refused`; at the coordinator nothing: it is not let in",
     lost="nothing",
     normal_s=20,
+    rounds=("plain",),
 )
 def test_a_site_has_new_keys_and_the_old_ones_open_nothing(running: Running, rows: Rows) -> None:
     mark, before = running.mark(), supervisors(running)
@@ -225,12 +227,45 @@ def test_a_site_has_new_keys_and_the_old_ones_open_nothing(running: Running, row
 
 
 @fault(
+    name="the roster changes in a run with secure aggregation, as a site has new keys",
+    where="site",
+    sees="coordinator: `roster.changed new key`, `site.refused` LF4176 of each site; sites: the "
+    "same, until their owner has taken the new roster (`lepton-fed keys accept`); then "
+    "`site.agreed`",
+    lost="the rounds until enough owners have: whose keys masks are agreed on with is each owner's "
+    "to say",
+    normal_s=40,
+)
+def test_masked_rounds_wait_for_owners_to_look_at_a_changed_roster(
+    running: Running, rows: Rows
+) -> None:
+    mark, before = running.mark(), supervisors(running)
+    lepton("keys", "site", NORTH, "--out", "keys-new", cwd=running.root)
+    lepton("keys", "enrol", "keys-new/north.enrol.json", cwd=running.root)
+    running.happened(mark, "roster.changed", renewed=[NORTH])
+    put(running.root / "keys-new", running.root / "keys", "north.pem", "north.node")
+    for site in running.sites:
+        running.happened(mark, "site.refused", site=site, code="LF4176")
+    waiting = running.mark()
+    for agreed, site in enumerate(running.sites):
+        assert agreed > 2 or not running.since(waiting, "round.closed"), "three have to agree"
+        lepton("keys", "accept", "--yes", "--conf", f"{site}.yaml", cwd=running.root)
+    for site in running.sites:
+        running.happened(waiting, "site.agreed", site=site)
+    running.normal(*((site, rows[0]) for site in running.sites))
+    assert supervisors(running) == before
+    for site in running.sites:
+        running.records_hold(site)
+
+
+@fault(
     name="a site has a new identity on the roster, and still signs with the old one",
     where="site",
     sees="coordinator: `reply.refused` or `site.refused` LF4414, until the site has the new key: "
     "`site.agreed`",
     lost="its contribution to the rounds in between, and to one or two more",
     normal_s=40,
+    rounds=("plain",),
 )
 def test_what_is_sealed_with_the_old_identity_is_refused(running: Running, rows: Rows) -> None:
     mark, before = running.mark(), supervisors(running)
@@ -261,6 +296,7 @@ def test_what_is_sealed_with_the_old_identity_is_refused(running: Running, rows:
     "`connection.refused`, later `keys.renewed`, `connection.up`",
     lost="its contribution to the rounds in between, and to one or two more",
     normal_s=40,
+    rounds=("plain",),
 )
 def test_a_site_that_is_withdrawn_is_out_at_once_and_back_with_new_keys(
     running: Running, rows: Rows

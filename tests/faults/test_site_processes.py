@@ -21,6 +21,7 @@ Rows = tuple[Fault, ...]
     "in again, `connection.up`; coordinator: `reply.refused` LF5303",
     lost="its contribution to one round",
     normal_s=40,
+    rounds=("masked", "plain"),
 )
 @fault(
     name="the site's service is killed (`kill -9`); worker and supervisor are one process",
@@ -29,6 +30,7 @@ Rows = tuple[Fault, ...]
     "`reply.refused` LF5303",
     lost="its contribution to one round",
     normal_s=45,
+    rounds=("masked", "plain"),
 )
 def test_a_killed_supernode_and_a_killed_service_come_back(running: Running, rows: Rows) -> None:
     mark = running.mark()

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tests.e2e.federation import SITES
+from tests.faults.running import MASKED_SITES, PHASES
 
-__all__ = ["KINDS", "Kind", "Planned", "schedule"]
+__all__ = ["KINDS", "PHASED", "Kind", "Planned", "schedule"]
 
 Kind = Literal[
     "coordinator killed",
@@ -23,8 +23,10 @@ Kind = Literal[
 ]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+PHASED: tuple[Kind, ...] = ("coordinator killed", "service killed", "SuperNode killed")
+"""Faults that happen as a phase of a masked round begins, or at any time."""
 
-_QUIET_FIRST, _QUIET_LAST = 6, 40
+_QUIET_FIRST, _QUIET_LAST = 6, 40  # rounds; at the end a fifth of a short run
 _GAP = (3, 6)
 _LINED = ("north", "south")  # the sites whose line can be cut
 _LASTING_S: dict[Kind, tuple[float, float]] = {
@@ -47,12 +49,14 @@ class Planned:
         site: Where; empty for the coordinator.
         lasting_s: Seconds after which it is taken back, or the coordinator is started again; 0 for
             what is over as it happens.
+        phase: It happens as this phase of a masked round begins; at any time when empty.
     """
 
     after_round: int
     kind: Kind
     site: str
     lasting_s: float
+    phase: str = ""
 
 
 def schedule(seed: int, rounds: int) -> tuple[Planned, ...]:
@@ -69,14 +73,15 @@ def schedule(seed: int, rounds: int) -> tuple[Planned, ...]:
     planned: list[Planned] = []
     bag: list[Kind] = []
     after = _QUIET_FIRST
-    while after <= rounds - _QUIET_LAST:
+    while after <= rounds - min(_QUIET_LAST, rounds // 5):
         if not bag:
             bag = list(KINDS)
             draw.shuffle(bag)
         kind = bag.pop()
-        site = draw.choice(_LINED if kind.startswith("line") else SITES)
+        site = draw.choice(_LINED if kind.startswith("line") else MASKED_SITES)
         lasting_s = draw.uniform(*_LASTING_S.get(kind, (0, 0)))
         where = "" if kind == "coordinator killed" else site
-        planned.append(Planned(after, kind, where, round(lasting_s, 1)))
+        phase = draw.choice(("", *PHASES)) if kind in PHASED else ""
+        planned.append(Planned(after, kind, where, round(lasting_s, 1), phase))
         after += draw.randint(*_GAP)
     return tuple(planned)

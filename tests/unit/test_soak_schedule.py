@@ -7,9 +7,9 @@ from math import isnan
 
 import pytest
 
-from tests.e2e.federation import SITES
+from tests.faults.running import MASKED_SITES, PHASES
 from tests.soak.samples import Bound, Sample, Series, measured
-from tests.soak.schedule import KINDS, schedule
+from tests.soak.schedule import KINDS, PHASED, schedule
 
 ROUNDS = 200
 
@@ -29,9 +29,16 @@ def test_every_kind_of_fault_comes_several_times_and_the_last_rounds_are_quiet(s
         found = [each for each in planned if each.kind == kind]
         assert len(found) >= 3, kind
         sites = {each.site for each in found}
-        assert sites <= ({""} if kind == "coordinator killed" else set(SITES))
+        assert sites <= ({""} if kind == "coordinator killed" else set(MASKED_SITES))
         if kind.startswith("line"):
             assert sites <= {"north", "south"}
+    assert all(each.kind in PHASED for each in planned if each.phase)
+
+
+def test_what_is_killed_as_a_phase_begins_is_killed_in_every_phase() -> None:
+    planned = [each for seed in range(20) for each in schedule(seed, ROUNDS)]
+    for kind in PHASED:
+        assert {each.phase for each in planned if each.kind == kind} == {"", *PHASES}
 
 
 def series(values: list[tuple[int, int, float]], leak: float | None = None) -> Series:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from datetime import datetime
@@ -173,7 +174,10 @@ def test_what_leaves_in_each_phase_is_written_down_in_plain_words(run):
     reply = site.phased(mask)
     assert reply.refusal is None
     share, masked = run.receipts()  # of an advert, which says nothing of the rows, there is none
+    message = share.numbers["message"]
+    assert re.fullmatch("[0-9]+ bytes, SHA-256 [0-9a-f]{64}", message)
     assert share.numbers == {
+        "message": message,
         "phase": "share, attempt 1",
         "cohort": "east, north, west",
         "threshold": "2 of 3 sites",

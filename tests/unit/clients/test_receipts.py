@@ -361,9 +361,21 @@ def test_a_receipt_of_a_phase_says_what_left_and_who_signed():
     assert (vector.elements, vector.bytes) == (3, 12)
     assert (vector.norm_before, vector.norm_after) == (50.0, 5.0)
     assert vector.sha256 == hashlib.sha256(packed.tobytes()).hexdigest()
-    assert found.numbers == {"phase": "mask, attempt 2", "signed by": "north, south"}
+    assert found.numbers == {
+        "phase": "mask, attempt 2",
+        "message": f"2 bytes, SHA-256 {hashlib.sha256(b'{}').hexdigest()}",
+        "signed by": "north, south",
+    }
     assert (found.run, found.round, found.agreement) == (ABOUT["run"], 3, "a" * 64)
     assert found.refusal == ""
+
+
+def test_messages_that_read_alike_and_differ_have_a_receipt_each(kept):
+    """Envelopes for the same sites, of a round and of the evaluation after it."""
+    asked, notes = PhaseAsk("share", 1, b"{}", ASK), {"cohort": "north, south"}
+    replies = [PhaseReply("north", body, notes=notes) for body in (b"[1]", b"[2]", b"[1]")]
+    first, second, again = (kept.write(receipt_of_phase(r, asked, ABOUT)) for r in replies)
+    assert first == again != second
 
 
 @pytest.mark.parametrize(("number", "attempt"), [(0, 0), (-1, -9), (2**63 - 1, 2**63 - 1)])

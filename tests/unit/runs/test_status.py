@@ -227,7 +227,8 @@ def test_an_outline_says_the_same_as_the_whole(finished: RunFolder) -> None:
         assert getattr(short, name) == getattr(whole, name)
     assert [(s.name, s.rounds) for s in short.sites] == [(s.name, s.rounds) for s in whole.sites]
     apart = datetime.fromisoformat(short.began) - datetime.fromisoformat(whole.began)
-    assert abs(apart.total_seconds()) <= 2  # a summary's time is to the second
+    # A summary says when it was written and how long the run took, which leaves out its beginning.
+    assert abs(apart.total_seconds()) <= 60
 
 
 def test_seconds_of_a_real_round_are_those_of_its_parts(finished: RunFolder) -> None:
