@@ -368,7 +368,9 @@ def _moments(noise: float, rate: float, times: int) -> tuple[int, Any, Any]:
     points = np.linspace(-6.0, 6.0, 601)
     weights = np.exp(-(points**2) / 2.0)
     likelihood = np.minimum((2.0 * noise * points - 1.0) / (2.0 * noise**2), 700.0)
-    return times, np.log1p(rate * np.expm1(likelihood)), weights / weights.sum()
+    # Of a Gaussian on everybody the likelihood is the loss; log1p would lose it below -36.
+    losses = likelihood if rate >= 1 else np.log1p(rate * np.expm1(likelihood))
+    return times, losses, weights / weights.sum()
 
 
 @lru_cache(maxsize=256)

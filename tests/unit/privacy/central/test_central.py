@@ -146,7 +146,7 @@ def test_rounds_cost_what_privacy_loss_distributions_say():
     ("sites", "epsilon", "deviation"), [(10, 1, 1.03), (10, 8, 0.27), (50, 3, 0.13)]
 )
 def test_noise_on_the_mean_is_at_most_what_renyi_divergences_ask_for(sites, epsilon, deviation):
-    noise = noise_multiplier_for(epsilon, sites**-1.1, 1.0, 50)
+    noise = noise_multiplier_for(epsilon, sites**-1.1, event(1.0, 1.0, 50))
     assert 0.6 * deviation < noise / sites <= 1.01 * deviation
 
 

@@ -15,7 +15,7 @@ from lepton_fed.privacy.distributed.plan import SharesPlan, fewest_bits, plan_fo
 from lepton_fed.privacy.distributed.rotation import Rotation
 from lepton_fed.privacy.distributed.rounding import squared_norm
 from lepton_fed.privacy.distributed.shares import NoisySum
-from lepton_fed.privacy.dp.accounting import epsilon_of, noise_multiplier_for
+from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, noise_multiplier_for
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.secagg.vector import MaskedLayout
 
@@ -155,7 +155,7 @@ def test_a_plan_costs_its_epsilon_and_hardly_less(noise, unit):
 
 
 def test_sums_over_a_sample_of_records_cost_what_dp_sgd_with_the_same_noise_costs():
-    noise = noise_multiplier_for(3.0, 1e-5, 0.25, 100)
+    noise = noise_multiplier_for(3.0, 1e-5, SampledGaussian(1.0, 0.25, 100))
     plan = plan_for_noise(
         noise, rounds=100, sites=10, honest=7, size=650, clip=0.3, bits=24, units=360
     )

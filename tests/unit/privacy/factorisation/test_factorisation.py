@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from lepton_fed.privacy.dp.accounting import epsilon_of, noise_multiplier_for
+from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, noise_multiplier_for
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.factorisation.mechanism import ADJACENCY, BandedMechanism, FixedOrder
 from lepton_fed.privacy.factorisation.noise import CorrelatedNoise
@@ -156,7 +156,7 @@ def test_prefix_sums_of_the_stream_have_the_computed_error():
 
 def test_a_training_costs_what_one_gaussian_costs():
     mechanism = BandedMechanism(200, 4, 50, 50)
-    noise = noise_multiplier_for(2.0, 1e-5, 1.0, 1)
+    noise = noise_multiplier_for(2.0, 1e-5, SampledGaussian(1.0, 1.0, 1))
     assert 1.99 < epsilon_of([mechanism.event(noise)], 1e-5) <= 2.0
     # The same epsilon for independent noise: four steps have the record in them.
     plain = BandedMechanism(200, 4, 50, 1)
