@@ -64,6 +64,7 @@ def test_ten_sites_learn_under_much_epsilon_and_say_what_it_is_worth(
     assert planned["against"] == summary.client.against
     assert planned["epsilon"] == summary.client.epsilon
     assert {event["norm"] for event in events_of(done, "reply.accepted")} == {None}
+    assert done.folder.read_summary() == summary
     text = "\n".join(privacy_lines(summary))
     assert against in text
     assert "not covered by epsilon: evaluation" in text
