@@ -43,6 +43,7 @@ __all__ = ["ClientNoise", "client_noise", "honest_sites", "with_client_noise"]
 
 _SLACK = 1e-6  # of epsilon: another machine's arithmetic may differ in the last digits
 _LEAST_NOISE, _LARGEST_NOISE = 0.01, 1e6
+_LARGEST_CENTRAL = 512.0  # on the finest grid it is drawn with a deviation of 2**39 steps
 _MOST_ROUNDS, _MOST_SITES = 1_000_000, 1_000_000
 
 
@@ -165,7 +166,7 @@ def with_client_noise(agreement: Agreement, size: int) -> Agreement:
     if not client.is_shared:
         rounds, delta = agreement.rounds, client.delta
         found = least_noise(lambda noise: _central_cost(noise, size, rounds, delta), target)
-        if found is None:
+        if found is None or found > _LARGEST_CENTRAL:
             raise TaskError(
                 Problem("LF3341", f"no amount of noise keeps {rounds} rounds within client-level "
                         f"epsilon {client.epsilon:g} at delta {delta:g}",
@@ -203,7 +204,8 @@ def client_noise(agreement: Agreement, size: int) -> ClientNoise | None:
     problem = next(client_problems(agreement.task, agreement.privacy, agreement.cohort), None)
     if problem is not None:
         raise Refused(replace(problem, code="LF4630"))
-    fits = _LEAST_NOISE <= noise <= _LARGEST_NOISE and 0 < client.delta < 1
+    most = _LARGEST_NOISE if client.is_shared else _LARGEST_CENTRAL
+    fits = _LEAST_NOISE <= noise <= most and 0 < client.delta < 1
     if not (fits and 1 <= agreement.rounds <= _MOST_ROUNDS and agreement.cohort <= _MOST_SITES):
         raise _unsound("no run has such noise, such a delta, so many rounds or sites")
     secure, honest, plan = agreement.privacy.secure_aggregation, 0, None

@@ -23,6 +23,7 @@ from lepton_fed.privacy.client import client_noise, honest_sites, with_client_no
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.secagg.plan import Shape, masked_layout
+from lepton_fed.server.noised import central_sum
 from lepton_fed.strategies.base import DELTA
 
 SIZE, ROUNDS, SITES = 900, 20, 10
@@ -207,6 +208,22 @@ def test_a_target_that_no_noise_reaches_refuses(
     with pytest.raises(TaskError) as error:
         with_client_noise(offer, 200_000)
     assert error.value.code == code
+
+
+def test_of_noise_by_the_coordinator_only_so_much_is_drawn():
+    client = replace(CENTRAL, epsilon=1.0)
+    few, many = (replace(offered(client), rounds=rounds) for rounds in (10_000, 100_000))
+    agreement = with_client_noise(few, SIZE)
+    assert 300 < agreement.client_noise < 512
+    noise = client_noise(agreement, SIZE)
+    assert noise is not None
+    assert central_sum(noise, SIZE).sigma < 2.0**40
+    with pytest.raises(TaskError) as error:
+        with_client_noise(many, SIZE)
+    assert error.value.code == "LF3341"
+    with pytest.raises(Refused) as refused:
+        client_noise(replace(agreement, client_noise=513.0), SIZE)
+    assert refused.value.code == "LF4630"
 
 
 def test_without_it_nothing_is_planned():
