@@ -59,6 +59,7 @@ def test_the_agreed_noise_costs_the_target_and_no_more(client: ClientPrivacy):
     noise = client_noise(agreement, SIZE)
     assert noise is not None
     assert 0.995 * client.epsilon < noise.epsilon <= client.epsilon
+    assert agreed(client) == agreement, "a run that goes on has the agreement that it began with"
     less = replace(agreement, client_noise=0.99 * agreement.client_noise)
     with pytest.raises(Refused) as refused:
         client_noise(less, SIZE)
