@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ from lepton_fed.cli.screen import (
 )
 
 if TYPE_CHECKING:
-    from lepton_fed.runs.summary import RunSummary
+    from lepton_fed.runs.summary import ClientGuarantee, RunSummary
 
 
 def simulate(
@@ -89,10 +90,18 @@ def privacy_lines(summary: RunSummary) -> list[str]:
     """Return what a run protects and what it does not, as lines."""
     masked = ["            updates are masked: the coordinator read their sums alone"]
     lines = masked if summary.masked else []
+    uncovered = ", ".join(f"{what} (counts on held-out rows)" for what in summary.outside_epsilon)
+    if summary.client is not None:
+        lines = [*_client_lines(summary.client), *lines]
+        if summary.delta is None:
+            return [
+                "privacy     no single record: gradients are not noised",
+                *lines,
+                f"            not covered by epsilon: {uncovered or 'nothing that left a site'}",
+            ]
     if summary.delta is None:
         return ["privacy     none: updates are not noised", *lines]
     how = "at most epsilon as above" if summary.masked else "epsilon as above"
-    uncovered = ", ".join(f"{what} (counts on held-out rows)" for what in summary.outside_epsilon)
     if summary.honest:
         from_whom = (
             "            each site adds a share of one noise: it holds against the coordinator "
@@ -112,4 +121,23 @@ def privacy_lines(summary: RunSummary) -> list[str]:
         "row counts are public",
         from_whom,
         *lines,
+    ]
+
+
+_NOISES = {
+    ("shared", "discrete_gaussian"): "shares of discrete Gaussian noise",
+    ("shared", "skellam"): "shares of Skellam noise, Rényi DP",
+    ("coordinator", "discrete_gaussian"): "discrete Gaussian noise",
+}
+
+
+def _client_lines(client: ClientGuarantee) -> list[str]:
+    """Return what client-level DP protects, and from whom."""
+    how = _NOISES.get((client.noise, client.mechanism), client.mechanism)
+    epsilon = math.ceil(1000 * client.epsilon) / 1000
+    return [
+        f"            each site's whole part: epsilon {epsilon:g} at "
+        f"delta {client.delta:g} for all rounds (zero out one site, {how}, multiplier "
+        f"{client.noise_multiplier:.4g}, clip {client.clip:g})",
+        f"            it holds against {client.against}",
     ]

@@ -41,6 +41,7 @@ from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.identity.words import key_words
+from lepton_fed.privacy.client import client_noise
 from lepton_fed.privacy.dp.accounting import terms
 from lepton_fed.privacy.secagg.plan import require_post_quantum
 from lepton_fed.runs.files import write_atomic, writing
@@ -266,8 +267,16 @@ class Agent:
         about = self._receipt_about(ask)
         if about is None:
             return True  # a sentence about the coordinator's own mistake, and nothing else
-        record = self._agreed[ask.agreement].privacy.record
-        receipt = receipt_of(reply, ask, about, terms(record.sampler, record.delta))
+        agreement = self._agreed[ask.agreement]
+        record = agreement.privacy.record
+        client = client_noise(agreement, 1)  # not masked, so no shares: the size does not matter
+        receipt = receipt_of(
+            reply,
+            ask,
+            about,
+            terms(record.sampler, record.delta),
+            client.terms if client else "",
+        )
         return self._receipts.write(receipt) is not None
 
     def _receive_phase(self, reply: PhaseReply, asked: PhaseAsk) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lepton_fed.clients.vault import Remembered, StoredVector, Vault
 from lepton_fed.config.agreement import Agreement
@@ -19,6 +20,7 @@ from lepton_fed.config.schema import AggregationFloor
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
 from lepton_fed.errors import Problem, Refused, RunError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.privacy.client import client_noise
 from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.integers import Integers
@@ -96,6 +98,7 @@ class MaskedSite:
     ) -> None:
         secure = agreement.privacy.secure_aggregation
         self._noise = shared_noise(agreement, shape.size)
+        self._client = client_noise(agreement, shape.size)
         self._name = name
         self._identity = identity
         self._roster = roster
@@ -109,6 +112,7 @@ class MaskedSite:
                 secure.least_sites() // secure.groups,
                 floor.min_cohort,
                 self._noise.honest if self._noise else 0,
+                self._client.honest if self._client else 0,
             ),
             max(secure.threshold, floor.threshold),
             secure.post_quantum,
@@ -198,7 +202,7 @@ class MaskedSite:
         notes = {
             "masked with": ", ".join(member.state.senders),
             "masked vector": f"{words.size} numbers of {bits} bits; nobody can read it alone",
-            "clip": f"{self._agreement.task.aggregation.norm_bound:g}",
+            "clip": f"{self._agreement.norm_bound:g}",
             **stored.notes,
         }
         return PhaseReply(
@@ -335,9 +339,11 @@ class MaskedSite:
         reply = self._answer(ask)
         if reply.refusal is not None:
             raise Refused([reply.refusal])
-        vectors, weight, norms = {}, layout.encoding.weight_bound, {}
+        vectors: dict[str, npt.NDArray[np.floating] | npt.NDArray[np.uint64]] = {}
+        weight, norms = layout.encoding.weight_bound, {}
         if reply.update is not None:
-            vectors, weight = dict(reply.update.vectors), reply.update.weight
+            vectors |= reply.update.vectors
+            weight = reply.update.weight
             norms = dict(reply.update.norms)
         counts, notes = np.zeros(layout.counts), {}
         # Who may not send counts adds none, nor who has none that are finite: one such would spoil
@@ -346,10 +352,16 @@ class MaskedSite:
             counts, notes["evaluation"] = reply.counts, "inside the masked vector"
         try:
             noise = self._share_of_noise(layout, notes) if ask.train else None
+            if reply.update is not None and self._client:
+                notes["client-level DP"] = self._client.terms
+                if self._client.shares:
+                    ends, entropy = self._client.noisy_sum(ask.round_number), Entropy.from_system()
+                    for name, vector in reply.update.vectors.items():
+                        vectors[name] = ends.encode(vector, entropy)
             words, _ = layout.encode(vectors, weight, counts, noise)
         except ValueError as error:
             raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
-        bound = self._agreement.task.aggregation.norm_bound
+        bound = self._agreement.norm_bound
         before = max(norms.values(), default=0.0)
         if ask.train:
             lost = layout.encoding.bits_lost_to_weight(weight)

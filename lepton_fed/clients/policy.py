@@ -13,12 +13,13 @@ from dataclasses import replace
 from datetime import datetime, time
 
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.privacy_rules import shared_problems
+from lepton_fed.config.privacy_rules import client_problems, shared_problems
 from lepton_fed.config.schema import Budget, Policy
 from lepton_fed.core.digests import digest_of
 from lepton_fed.core.exchange import Reply
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, quoted
+from lepton_fed.privacy.client import honest_sites
 from lepton_fed.privacy.dp.shared import honest_of
 
 __all__ = ["allows_task", "filtered", "judge", "policy_digest", "within_hours"]
@@ -56,6 +57,7 @@ def judge(policy: Policy, budget: Budget, agreement: Agreement) -> list[Problem]
         *_privacy(policy, budget, agreement),
         *_secure_aggregation(policy, agreement),
         *_shared_noise(policy, agreement),
+        *_client(policy, agreement),
         *_numbers(policy, agreement),
     ]
 
@@ -249,6 +251,57 @@ def _shared_noise(policy: Policy, agreement: Agreement) -> Iterator[Problem]:
         )
 
 
+def _client(policy: Policy, agreement: Agreement) -> Iterator[Problem]:
+    """Hold client-level DP against the floor; whether it is what it says, the site checks later."""
+    client, floor = agreement.privacy.client, policy.privacy.client
+    key = "policy.privacy.client"
+    if client.enabled:
+        yield from (
+            replace(problem, code="LF4630")
+            for problem in client_problems(agreement.task, agreement.privacy, agreement.cohort)
+        )
+    if not floor.epsilon > 0:
+        return
+    if not client.enabled:
+        yield Problem("LF4631", "this site trains with client-level DP only", key=f"{key}.epsilon")
+        return
+    if not 0 < client.epsilon <= floor.epsilon:
+        yield Problem(
+            "LF4631",
+            f"client-level epsilon {_shown(client.epsilon)} is asked for, at most "
+            f"{floor.epsilon:g} is allowed",
+            key=f"{key}.epsilon",
+        )
+    if not 0 < client.delta <= floor.delta:
+        yield Problem(
+            "LF4631",
+            f"client-level delta {_shown(client.delta)} is asked for, at most {floor.delta:g} is "
+            "allowed",
+            key=f"{key}.delta",
+        )
+    if not client.is_shared:
+        if not floor.trust_coordinator:
+            yield Problem(
+                "LF4631",
+                "the coordinator is to add the noise, and this site does not trust it to",
+                key=f"{key}.trust_coordinator",
+            )
+        return
+    try:
+        honest = honest_sites(agreement)
+        within = honest <= policy.privacy.honest * agreement.cohort
+    except (ValueError, OverflowError):
+        yield Problem("LF4630", "client-level DP: nothing says how many sites are counted on")
+        return
+    if not within:
+        yield Problem(
+            "LF4621",
+            f"{_shown(honest)} of {_shown(agreement.cohort)} sites are counted on to add their "
+            f"share of the noise; at most {policy.privacy.honest:g} of them may be",
+            key="policy.privacy.honest",
+        )
+
+
 def _numbers(policy: Policy, agreement: Agreement) -> Iterator[Problem]:
     if agreement.task.aggregation.weight == "rows" and "rows" not in policy.leaves:
         yield Problem(
@@ -256,7 +309,7 @@ def _numbers(policy: Policy, agreement: Agreement) -> Iterator[Problem]:
             key="policy.leaves",
         )  # fmt: skip
     outside = [n for n in agreement.privacy.outside_epsilon if n not in policy.leaves]
-    if agreement.privacy.record.enabled and outside:
+    if agreement.privacy.is_noised and outside:
         more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
         yield Problem(
             "LF4609",

@@ -98,7 +98,9 @@ class Receipt:
     previous: str = ""
 
 
-def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = "") -> Receipt:
+def receipt_of(
+    reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = "", client: str = ""
+) -> Receipt:
     """Return the receipt of a reply.
 
     Args:
@@ -107,6 +109,7 @@ def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = ""
         about: The fields that do not follow from them: time, site, coordinator, address, run,
             task, policy.
         terms: What the run's epsilon depends on, in words; empty without record-level DP.
+        client: What client-level DP protects of the update, in words; empty without.
 
     Returns:
         The receipt, without the hash of the one before; :meth:`Receipts.write` adds that.
@@ -117,6 +120,8 @@ def receipt_of(reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = ""
         for name, vector in reply.update.vectors.items():
             vectors[name] = _record(vector, reply.update.norms.get(name))
         numbers["weight"] = _exact(reply.update.weight)
+        if client:
+            numbers["client-level DP"] = client
     if reply.counts is not None:
         numbers["evaluation"] = f"{len(reply.counts)} counts on held-out rows"
     if reply.epsilon is not None:

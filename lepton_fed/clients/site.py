@@ -39,12 +39,14 @@ from lepton_fed.models.build import (
     write_local,
     write_vector,
 )
+from lepton_fed.privacy.client import client_noise
 from lepton_fed.privacy.dp.accounting import Event, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.planning import NoisePlan
 from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.ledger.book import RunName
 from lepton_fed.privacy.ledger.ledger import Ledger
+from lepton_fed.privacy.secagg.plan import require_one_vector
 from lepton_fed.strategies.base import SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
@@ -83,7 +85,8 @@ class Site:
         BudgetExceeded: The whole run would cost more than is left.
         TaskError: The model or the target epsilon does not go with record-level DP, or the strategy
             does something at the site that does not go with shared noise.
-        Refused: The ledger is not whole; LF4506, nothing says which rounds were answered.
+        Refused: The ledger is not whole; LF4506, nothing says which rounds were answered; LF4630,
+            client-level DP is not sound.
     """
 
     def __init__(
@@ -126,6 +129,8 @@ class Site:
         record = agreement.privacy.record
         if agreement.task != kit.task:
             raise ValueError("the agreement is for another task than the kit")
+        client_noise(agreement, kit.layout.size)
+        require_one_vector(agreement, rule.vectors)
         if record.enabled:
             check_trainable(kit, record, len(devices))
             require_plain_site(agreement, rule)
@@ -319,8 +324,8 @@ class Site:
             )  # fmt: skip
 
     def _bounded(self, vectors: Mapping[str, Vector]) -> Update:
-        """Return the update with each vector scaled down to the task's norm bound."""
-        bound = self._kit.task.aggregation.norm_bound
+        """Return the update with each vector scaled down to the norm that was agreed to."""
+        bound = self._agreement.norm_bound
         bounded: dict[str, Vector] = {}
         norms: dict[str, float] = {}
         for name, vector in vectors.items():
@@ -349,7 +354,7 @@ class Site:
 
     def _may_evaluate(self) -> bool:
         privacy = self._agreement.privacy
-        return not privacy.record.enabled or EVALUATION in privacy.outside_epsilon
+        return not privacy.is_noised or EVALUATION in privacy.outside_epsilon
 
     def _is_again(self, ask: Ask) -> bool:
         """Return whether this was asked, and answered, before."""

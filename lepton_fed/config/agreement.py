@@ -25,6 +25,8 @@ class Agreement:
         cohort: Most sites that a round takes; it says how fine a masked number can be.
         noise_multiplier: With shared noise, its standard deviation over what one record moves: all
             have to go by the same number, to the last bit, and sites hold it against epsilon.
+        client_noise: With client-level DP, its noise multiplier: standard deviation of the noise
+            that is counted on over the norm of an update; agreed on and checked in the same way.
     """
 
     run: str
@@ -35,8 +37,15 @@ class Agreement:
     privacy: Privacy
     cohort: int = 0
     noise_multiplier: float = 0.0
+    client_noise: float = 0.0
+
+    @property
+    def norm_bound(self) -> float:
+        """Return the norm to which a site clips its update."""
+        bound, client = self.task.aggregation.norm_bound, self.privacy.client
+        return min(bound, client.clip) if client.enabled else bound
 
     @property
     def digest(self) -> str:
         """Return the canonical SHA-256 digest, 64 hexadecimal digits."""
-        return digest_of("lepton-fed agreement 3", self)
+        return digest_of("lepton-fed agreement 4", self)

@@ -8,7 +8,9 @@ from lepton_fed.config.schema import Privacy
 from lepton_fed.core.task import Schedule, Task
 from lepton_fed.errors import Problem
 
-__all__ = ["record_problems", "shared_problems"]
+__all__ = ["client_problems", "record_problems", "shared_problems"]
+
+_MOST_BITS = {"discrete_gaussian": 32, "skellam": 28}
 
 
 def record_problems(task: Task, privacy: Privacy) -> Iterator[Problem]:
@@ -100,6 +102,75 @@ def shared_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Probl
             "task.model.local",
             "leave it empty",
         )
+
+
+def client_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Problem]:
+    """Yield what does not go with client-level DP.
+
+    Args:
+        task: What is learned.
+        privacy: What is protected.
+        cohort: Most sites of a round; 0 where that is not known yet.
+    """
+    client, secure = privacy.client, privacy.secure_aggregation
+    if not client.enabled:
+        return
+    if task.aggregation.weight != "equal":
+        yield _client_problem(
+            "a site of a large weight would have to be covered by more noise",
+            "task.aggregation.weight",
+            "set it to equal",
+        )
+    if not 0 < client.clip <= task.aggregation.norm_bound:
+        yield _client_problem(
+            "updates are to be clipped to a norm that none of them may have",
+            "privacy.client.clip",
+            "more than 0, and at most task.aggregation.norm_bound",
+        )
+    if privacy.record.is_shared:
+        yield _client_problem(
+            "the shares of record-level noise are made for another grid and another norm",
+            "privacy.record.noise",
+            "set it to site",
+        )
+    if secure.enabled and secure.groups > 1:
+        yield _client_problem(
+            "sums of groups have a part of the noise each",
+            "privacy.secure_aggregation.groups",
+            "set it to 1",
+        )
+    most = _MOST_BITS.get(client.mechanism, 0)
+    if secure.enabled and not secure.bits <= most:
+        yield _client_problem(
+            f"noise is drawn for rings of at most {most} bits",
+            "privacy.secure_aggregation.bits",
+            f"{most} or fewer; 20 do for most models",
+        )
+    if client.is_shared:
+        if not secure.enabled:
+            yield _client_problem(
+                "a share of the noise does not hide an update by itself",
+                "privacy.secure_aggregation.enabled",
+                "set it to true, or privacy.client.noise to coordinator",
+            )
+        if cohort and not 0 <= client.honest <= cohort:
+            yield _client_problem(
+                "more sites are counted on than take part in a round",
+                "privacy.client.honest",
+                "at most as many as a round has",
+            )
+        return
+    if client.mechanism != "discrete_gaussian" or client.honest:
+        key = "honest" if client.honest else "mechanism"
+        yield _client_problem(
+            "it says how sites share the noise, which the coordinator adds here",
+            f"privacy.client.{key}",
+            "leave it out, or set privacy.client.noise to shared",
+        )
+
+
+def _client_problem(what: str, key: str, remedy: str) -> Problem:
+    return Problem("LF1080", f"client-level DP: {what}", key=key, remedy=remedy)
 
 
 def _problem(what: str, key: str, remedy: str) -> Problem:

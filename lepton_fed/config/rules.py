@@ -15,7 +15,7 @@ from lepton_fed.config import plugins
 from lepton_fed.config.data_rules import data_problems, distinct
 from lepton_fed.config.nearest import did_you_mean
 from lepton_fed.config.plugins import Group
-from lepton_fed.config.privacy_rules import record_problems, shared_problems
+from lepton_fed.config.privacy_rules import client_problems, record_problems, shared_problems
 from lepton_fed.config.schema import (
     ClientConf,
     Policy,
@@ -59,6 +59,7 @@ def problems_of(conf: object) -> list[Problem]:
             conf.rounds.cohort_size(conf.sites.count) if isinstance(conf, SimulationConf) else 0
         )
         found += shared_problems(conf.task, conf.privacy, cohort)
+        found += client_problems(conf.task, conf.privacy, cohort)
         found += _outside_epsilon(conf.privacy)
         found += _installed("strategies", conf.strategy.name, "strategy.name")
         found += _not_empty(conf.runs, "runs")

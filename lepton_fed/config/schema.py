@@ -14,6 +14,8 @@ __all__ = [
     "AggregationFloor",
     "Budget",
     "ClientConf",
+    "ClientFloor",
+    "ClientPrivacy",
     "Conf",
     "Partition",
     "Policy",
@@ -132,6 +134,48 @@ class RecordPrivacy:
         return self.enabled and self.noise == "shared"
 
 
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """Client-level differential privacy: a site's whole contribution is protected."""
+
+    enabled: bool = setting(
+        False, "Clip each site's update and add noise to their sum (DP-FedAvg, distributed DP)."
+    )
+    epsilon: float = setting(
+        8.0, "Epsilon that one site's part may cost over the whole run.", above=0, at_most=100
+    )
+    delta: float = setting(
+        1e-5, "Delta of the guarantee; keep it below 1 / sites.", above=0, below=0.1
+    )
+    clip: float = setting(
+        1.0,
+        "Euclidean norm to which a site's update is clipped; at most task.aggregation.norm_bound.",
+        above=0,
+    )
+    noise: Literal["coordinator", "shared"] = setting(
+        "shared",
+        "Who adds the noise. `shared`: each site its share, under secure aggregation, which holds "
+        "against the coordinator too while `honest` sites of a sum add theirs. `coordinator`: the "
+        "coordinator adds it, and is trusted.",
+    )
+    mechanism: Literal["discrete_gaussian", "skellam"] = setting(
+        "discrete_gaussian",
+        "Distribution of a share. `skellam` costs some percent more and needs a ring of at most 28 "
+        "bits.",
+    )
+    honest: int = setting(
+        0,
+        "With shared noise: how many sites of a sum are counted on to add their share; no sum of "
+        "fewer is opened. 0 takes the sites that have to stay to a round's end.",
+        at_least=0,
+    )
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether sites add shares of the noise."""
+        return self.enabled and self.noise == "shared"
+
+
 LEAST_GROUP = 8
 """Fewest sites in one of several groups."""
 
@@ -196,6 +240,12 @@ class Privacy:
     secure_aggregation: SecureAggregation = setting(
         factory=SecureAggregation, doc="What the coordinator can read of an update."
     )
+    client: ClientPrivacy = setting(factory=ClientPrivacy, doc="Client-level DP.")
+
+    @property
+    def is_noised(self) -> bool:
+        """Return whether anything is noised, so that other numbers are outside an epsilon."""
+        return self.record.enabled or self.client.enabled
 
 
 @dataclass(frozen=True)
@@ -338,6 +388,19 @@ class AggregationFloor:
 
 
 @dataclass(frozen=True)
+class ClientFloor:
+    """What the owner asks of client-level DP."""
+
+    epsilon: float = setting(
+        0.0, "Largest epsilon that a run may cost this site; 0 asks for none.", at_least=0
+    )
+    delta: float = setting(1e-5, "Largest delta that goes with it.", above=0, below=0.1)
+    trust_coordinator: bool = setting(
+        False, "Noise that the coordinator adds counts too: it is trusted with what it reads."
+    )
+
+
+@dataclass(frozen=True)
 class PrivacyFloor:
     """The least protection under which the site trains."""
 
@@ -356,6 +419,7 @@ class PrivacyFloor:
         at_least=0,
         at_most=1,
     )
+    client: ClientFloor = setting(factory=ClientFloor, doc="Under which client-level DP.")
 
 
 @dataclass(frozen=True)

@@ -163,9 +163,20 @@ class RingEncoding:
         Returns:
             ``[n]`` float64.
         """
+        return np.ldexp(self.signed(total).astype(np.float64), -self.fraction_bits)
+
+    def signed(self, total: Ring) -> npt.NDArray[np.int64]:
+        """Return the whole numbers nearest to zero that ring elements stand for, in grid steps.
+
+        Args:
+            total: ``[n]`` uint64 below ``2**bits``.
+
+        Returns:
+            ``[n]`` int64.
+        """
         shift = np.uint64(64 - self.bits)
-        signed = (total << shift).view(np.int64) >> np.int64(64 - self.bits)
-        return np.ldexp(signed.astype(np.float64), -self.fraction_bits)
+        signed: npt.NDArray[np.int64] = (total << shift).view(np.int64) >> np.int64(64 - self.bits)
+        return signed
 
     @property
     def mask(self) -> np.uint64:

@@ -7,7 +7,7 @@ import json
 from lepton_fed.core.task import Column, Step, Task
 from lepton_fed.export.manifest import FORMAT_VERSION, Release
 from lepton_fed.export.markdown import code_block, escape, figure, listed, table, upper_figure
-from lepton_fed.runs.summary import RunSummary
+from lepton_fed.runs.summary import ClientGuarantee, RunSummary
 
 __all__ = ["model_card"]
 
@@ -169,9 +169,41 @@ _SAMPLERS = {
 }
 
 
+def _client(client: ClientGuarantee | None) -> list[str]:
+    if client is None:
+        return []
+    noise = _NOISES.get(client.mechanism, escape(client.mechanism))
+    return [
+        f"Client-level differential privacy: a site's whole part in this run, epsilon = "
+        f"{upper_figure(client.epsilon)} at delta = {client.delta:g} for all rounds. Two runs are "
+        "neighbours when all updates of one site are zero in one of them; that the site took part "
+        f"is public. It holds against {escape(client.against)}.",
+        "",
+        f"- Mechanism: each update is clipped to Euclidean norm {figure(client.clip)}; the sum of "
+        f"a round has {noise} noise, its standard deviation "
+        f" {figure(client.noise_multiplier)} times that norm"
+        + (f" once {client.honest} sites have added their share." if client.honest else "."),
+        "- Several runs with the same site add up.",
+        "",
+    ]
+
+
+_NOISES = {"discrete_gaussian": "discrete Gaussian", "skellam": "Skellam"}
+
+
 def _privacy(summary: RunSummary) -> list[str]:
     protected = [site for site in summary.sites if site.epsilon is not None]
-    lines = ["## Privacy", ""]
+    lines = ["## Privacy", "", *_client(summary.client)]
+    if not protected and summary.client is not None:
+        outside = [_OUTSIDE.get(name) or escape(name) for name in summary.outside_epsilon]
+        return [
+            *lines,
+            "**Nothing is promised for a single record** beyond what is promised for its whole "
+            "site: no record-level noise was added.",
+            *(["", _MASKED] if summary.masked else []),
+            "",
+            f"- Outside epsilon, left the sites without noise: {', '.join(outside) or 'nothing'}.",
+        ]
     if not protected:
         return [
             *lines,

@@ -162,6 +162,10 @@ _NOTES: Mapping[str, Callable[[Event], str]] = {
         f"updates are masked: {e['bits']}-bit ring, grid {e['grid']:.1e}, at most "
         f"{e['most_bits_lost_to_weight']:g} bits lost to weights, {e['bytes']:,} bytes an update"
     ),
+    "client_dp.planned": lambda e: (
+        f"a site's whole part costs epsilon {e['epsilon']:.3g}: noise of {e['mean_deviation']:.2g} "
+        f"on each coordinate of a mean of {e['cohort']} updates clipped to {e['clip']:g}"
+    ),
     "secagg.abandoned": lambda e: f"round {e['round']}: no sum could be made: {e['why']}",
     "secagg.counts_refused": lambda e: f"round {e['round']}: counts: {e['why']} ({e['code']})",
     "round.below_quorum": lambda e: (

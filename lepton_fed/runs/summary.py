@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["RunSummary", "SiteSummary"]
+__all__ = ["ClientGuarantee", "RunSummary", "SiteSummary"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,33 @@ class SiteSummary:
     epsilon: float | None = None
     noise_multiplier: float | None = None
     update_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ClientGuarantee:
+    """Client-level DP of a run: what one site's whole part in it is protected by.
+
+    Args:
+        epsilon: What the rounds of the run cost a site, at most.
+        delta: Delta of the guarantee.
+        adjacency: Which runs are neighbours.
+        against: Whom it holds against, in words.
+        noise: Who added the noise: ``coordinator`` or ``shared``.
+        mechanism: Its distribution.
+        clip: Norm to which updates were clipped.
+        noise_multiplier: Standard deviation of the noise that is counted on, over ``clip``.
+        honest: Sites that are counted on to add a share; 0 where the coordinator added the noise.
+    """
+
+    epsilon: float
+    delta: float
+    adjacency: str
+    against: str
+    noise: str
+    mechanism: str
+    clip: float
+    noise_multiplier: float
+    honest: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +88,7 @@ class RunSummary:
         sampler: How record-level DP drew a step's records; empty without it.
         randomness: Where its noise and batches came from: ``system``, or ``insecure_seeded``, which
             protects nobody; empty without it.
+        client: Client-level DP; None without.
     """
 
     run: str
@@ -87,3 +115,4 @@ class RunSummary:
     honest: int = 0
     sampler: str = ""
     randomness: str = ""
+    client: ClientGuarantee | None = None

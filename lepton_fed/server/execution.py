@@ -15,10 +15,11 @@ from lepton_fed.core.layout import vector_digest
 from lepton_fed.core.pace import Pace
 from lepton_fed.errors import LeptonError, Problem, RunError
 from lepton_fed.identity.signature import PublicKey
+from lepton_fed.privacy.client import ClientNoise, client_noise
 from lepton_fed.privacy.dp.shared import honest_of
 from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
-from lepton_fed.runs.summary import RunSummary, SiteSummary
+from lepton_fed.runs.summary import ClientGuarantee, RunSummary, SiteSummary
 from lepton_fed.server.intake import shape_of
 from lepton_fed.server.masked import MaskedRounds
 from lepton_fed.server.rounds import Coordinator, Outcome
@@ -155,11 +156,28 @@ def execute(
             randomness=_told(conf, "randomness"),
             outside_epsilon=outside_epsilon(conf),
         )
+    client = client_noise(agreement, kit.layout.size)
+    if client is not None:
+        log.emit(
+            "client_dp.planned",
+            epsilon=client.epsilon,
+            delta=client.delta,
+            adjacency=client.adjacency,
+            against=client.against,
+            noise=client.source,
+            mechanism=client.mechanism,
+            clip=client.clip,
+            noise_multiplier=client.noise_multiplier,
+            honest=client.honest,
+            rounds=agreement.rounds,
+            cohort=agreement.cohort,
+            mean_deviation=client.mean_deviation(max(1, agreement.cohort)),
+        )
     outcome = run(coordinator, standing)
     about = {"layout": kit.layout.digest, "task": conf.task.digest, "digest": outcome.digest}
     folder.write_model(kit.layout, outcome.model, about)
     repeatable = (
-        one_kind_of_device and not conf.privacy.record.enabled and strategy.server.needs == "sum"
+        one_kind_of_device and not conf.privacy.is_noised and strategy.server.needs == "sum"
     )
     summary = _summary(conf, agreement, strategy, kit, outcome, folder, repeatable)
     log.emit(
@@ -228,9 +246,24 @@ def _code_of(error: BaseException) -> str:
 
 def outside_epsilon(conf: SimulationConf | ServerConf) -> list[str]:
     """Return the numbers derived from rows that leave the sites uncovered by epsilon."""
-    if not conf.privacy.record.enabled:
+    if not conf.privacy.is_noised:
         return []
     return list(conf.privacy.outside_epsilon) if conf.rounds.evaluate else []
+
+
+def _guarantee(client: ClientNoise) -> ClientGuarantee:
+    """Return what the summary says of client-level DP."""
+    return ClientGuarantee(
+        epsilon=client.epsilon,
+        delta=client.delta,
+        adjacency=client.adjacency,
+        against=client.against,
+        noise=client.source,
+        mechanism=client.mechanism,
+        clip=client.clip,
+        noise_multiplier=client.noise_multiplier,
+        honest=client.honest,
+    )
 
 
 def _told(conf: SimulationConf | ServerConf, setting: str) -> str:
@@ -250,6 +283,7 @@ def _summary(
 ) -> RunSummary:
     record, masked = conf.privacy.record, conf.privacy.secure_aggregation.enabled
     # Of a masked update nothing says what it cost; no site goes beyond what it agreed to.
+    client = client_noise(agreement, kit.layout.size)
     at_most = record.epsilon if masked and record.enabled else None
     return RunSummary(
         run=folder.name,
@@ -285,4 +319,5 @@ def _summary(
         ],
         masked=masked,
         honest=honest_of(agreement) if record.is_shared else 0,
+        client=_guarantee(client) if client else None,
     )

@@ -19,11 +19,19 @@ from lepton_fed.core.metrics import CountsSum, MetricsPlan
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, TaskError, UpdateRefused
-from lepton_fed.privacy.secagg.plan import Shape, masked_layout, require_post_quantum
+from lepton_fed.privacy.client import ClientNoise, client_noise
+from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.secagg.plan import (
+    Shape,
+    masked_layout,
+    require_one_vector,
+    require_post_quantum,
+)
 from lepton_fed.server.admission import admit
 from lepton_fed.server.groups import GroupSum
+from lepton_fed.server.noised import central_sum, masked_mean
 from lepton_fed.server.spill import Spill
-from lepton_fed.strategies.base import Each, Means, Strategy, Sum
+from lepton_fed.strategies.base import DELTA, Each, Means, Strategy, Sum
 from lepton_fed.training.noise import require_plain_site
 
 __all__ = [
@@ -59,9 +67,13 @@ def plan_aggregation(
         TaskError: LF3401, the ring has no room for the cohort at the task's bounds; LF3403, the
             strategy needs single updates, and secure aggregation hides them; LF3404, there are
             fewer sites than a sum needs; LF3405, there is no ML-KEM-768 here; LF3330, the
-            strategy's site half does not go with shared noise.
+            strategy's site half does not go with shared noise; LF3340, client-level DP covers the
+            sum of one vector, and the strategy needs more.
+        Refused: LF4630, client-level DP is not sound.
     """
     require_plain_site(agreement, strategy.site)
+    _require_covered(agreement, strategy)
+    client_noise(agreement, layout.size)
     secure = agreement.privacy.secure_aggregation
     if not secure.enabled:
         if strategy.server.needs == "sum":
@@ -79,6 +91,17 @@ def plan_aggregation(
     require_post_quantum(agreement)
     shape = shape_of(strategy, layout, plan)
     masked_layout(agreement, shape, train=True, evaluate=True)
+
+
+def _require_covered(agreement: Agreement, strategy: Strategy) -> None:
+    """Refuse client-level DP with a strategy that reads more than the noised sum."""
+    require_one_vector(agreement, strategy.site.vectors)
+    if agreement.privacy.client.enabled and not strategy.sum_is_enough:
+        raise TaskError(
+            Problem("LF3340", f"strategy {strategy.name!r} compares the updates of single sites, "
+                    "and client-level DP puts noise on their sum", key="strategy.name",
+                    remedy="a strategy that works on the sum: fedavg, fedprox, a server optimiser")
+        )  # fmt: skip
 
 
 def require_sites(secure: SecureAggregation, cohort: int, sites: int) -> None:
@@ -117,6 +140,7 @@ class Intake:
         cohort: Largest number of updates.
         sites: Number of sites of the run.
         spill: Folder for single updates; only made when the strategy needs them.
+        client: Client-level noise that is added to the sum here; None for none.
 
     Raises:
         TaskError: The ring has no room for the cohort at the task's bounds.
@@ -131,15 +155,19 @@ class Intake:
         cohort: int,
         sites: int,
         spill: Path,
+        client: ClientNoise | None = None,
     ) -> None:
         self._sites = sites
         self._layout = layout
+        self._noised = central_sum(client, layout.size) if client else None
         self._aggregation = task.aggregation
         self._number = number
         self._vectors = tuple(strategy.site.vectors)
         self._names: set[str] = set()
         self._spill: Spill | None = None
         self._sums: dict[str, RingSum] = {}
+        if self._noised is not None:
+            return
         if strategy.server.needs == "each":
             self._spill = Spill(spill, number, layout.size)
             return
@@ -159,7 +187,9 @@ class Intake:
         if reply.site in self._names:
             raise UpdateRefused(SECOND_REPLY)
         norm = admit(update, self._layout, self._aggregation, self._vectors, reply.site)
-        if self._spill:
+        if self._noised is not None:
+            self._noised.add(update.vectors[DELTA])
+        elif self._spill:
             self._spill.add(reply.site, update.vectors, update.weight)
         else:
             try:
@@ -172,6 +202,10 @@ class Intake:
 
     def aggregate(self) -> Sum | Each:
         """Return what the server rule works on; the sums are used up."""
+        if self._noised is not None:
+            came = self._noised.updates
+            mean = self._noised.released_sum(Entropy.from_system()) / came
+            return Sum(self._number, {DELTA: mean}, self.contributors, float(came), self._sites)
         if self._spill:
             return self._spill
         encoding = next(iter(self._sums.values())).encoding
@@ -199,6 +233,7 @@ class MaskedIntake:
         sites: Number of sites of the run.
         spill: Folder for the groups' means; only made when the strategy needs them.
         sums: One of each group.
+        client: The noise of client-level DP; None without.
     """
 
     def __init__(
@@ -210,8 +245,10 @@ class MaskedIntake:
         sites: int,
         spill: Path,
         sums: Sequence[GroupSum],
+        client: ClientNoise | None = None,
     ) -> None:
         self._strategy = strategy
+        self._client = client
         self._layout = layout
         self._encoding = encoding
         self._number = number
@@ -227,6 +264,11 @@ class MaskedIntake:
 
     def aggregate(self) -> Sum | Each:
         """Return what the server rule works on."""
+        if self._client is not None:
+            (group,) = self._sums  # one group only: conf and sites see to that
+            mean = masked_mean(self._client, self._encoding, self._number, self._layout.size, group)
+            weight = self._weight(group.opened.weight)
+            return Sum(self._number, {DELTA: mean}, self.contributors, weight, self._sites)
         if not self._strategy.sum_is_enough:
             self._spill = Spill(self._folder, self._number, self._layout.size)
             for group in self._sums:

@@ -21,6 +21,7 @@ from lepton_fed.core.ring import RingEncoding
 from lepton_fed.core.seeds import generator
 from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PublicKey
+from lepton_fed.privacy.client import client_noise, honest_sites
 from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.secagg.collector import Collector, TooFew
 from lepton_fed.privacy.secagg.member import Rules
@@ -123,7 +124,9 @@ class MaskedRounds:
         )
         noise = shared_noise(agreement, shape.size)
         self._least = max(
-            self._secure.least_sites() // self._secure.groups, noise.honest if noise else 0
+            self._secure.least_sites() // self._secure.groups,
+            noise.honest if noise else 0,
+            honest_sites(agreement),
         )
         self._shape = shape
         self._folder = folder
@@ -142,11 +145,12 @@ class MaskedRounds:
         """Write down how the sums of the run are made."""
         layout = masked_layout(self._agreement, self._shape, train=True, evaluate=evaluate)
         encoding, aggregation = layout.encoding, self._agreement.task.aggregation
+        client = client_noise(self._agreement, self._shape.size)
         one = 1.0 if aggregation.weight == "rows" else aggregation.weight_bound
         self._log.emit(
             "secagg.planned",
             bits=encoding.bits,
-            grid=encoding.grid,
+            grid=client.shares.grid if client and client.shares else encoding.grid,
             words=layout.words,
             bytes=packed_bytes(layout.words, encoding.bits),
             cohort=encoding.cohort,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import ServerConf, SimulationConf, StrategyConf
 from lepton_fed.core.encoding import PLAIN_BITS, plan_encoding
 from lepton_fed.core.task import Task
@@ -13,12 +14,19 @@ from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
+from lepton_fed.privacy.client import client_noise, with_client_noise
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.intake import require_sites
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 
-__all__ = ["check_server", "check_strategy", "check_task", "describe_encoding"]
+__all__ = [
+    "check_server",
+    "check_strategy",
+    "check_task",
+    "describe_client_noise",
+    "describe_encoding",
+]
 
 
 def check_server(conf: ServerConf) -> Checklist:
@@ -28,7 +36,7 @@ def check_server(conf: ServerConf) -> Checklist:
         conf: The conf.
     """
     checks = Checklist()
-    check_task(checks, conf.task, conf.seed)
+    kit = check_task(checks, conf.task, conf.seed)
     check_strategy(checks, conf.strategy)
     checks.add(
         "signing key",
@@ -37,6 +45,10 @@ def check_server(conf: ServerConf) -> Checklist:
     )
     checks.add("roster", lambda: _check_roster(conf), str)
     checks.add("aggregation", lambda: _describe_sums(conf), str)
+    if kit is not None and conf.privacy.client.enabled:
+        checks.add(
+            "client-level DP", lambda: describe_client_noise(conf, kit, _sites_of(conf)), str
+        )
     checks.add(
         "certificate",
         lambda: check_certificate(Path(conf.tls.certificate)),
@@ -51,8 +63,12 @@ def check_server(conf: ServerConf) -> Checklist:
 
 
 def _describe_sums(conf: ServerConf) -> str:
+    return describe_encoding(conf, _sites_of(conf))
+
+
+def _sites_of(conf: ServerConf) -> int:
     key = load_private_key(Path(conf.signing_key)).public_key()
-    return describe_encoding(conf, max(1, len(read_roster(Path(conf.roster), key).sites)))
+    return max(1, len(read_roster(Path(conf.roster), key).sites))
 
 
 def _check_roster(conf: ServerConf) -> str:
@@ -110,3 +126,28 @@ def describe_encoding(conf: ServerConf | SimulationConf, sites: int) -> str:
         return text
     lost = encoding.bits_lost_to_weight(1.0)
     return f"{text}; a site of one row loses {lost:.1f} bits to its weight"
+
+
+def describe_client_noise(conf: ServerConf | SimulationConf, kit: TaskKit, sites: int) -> str:
+    """Return what client-level DP takes, in words.
+
+    Args:
+        conf: The conf, with client-level DP.
+        kit: The task's kit.
+        sites: Number of sites.
+
+    Raises:
+        TaskError: It does not go with the rest, or no amount of noise reaches the target.
+    """
+    cohort, size = conf.rounds.cohort_size(sites), kit.layout.size
+    offer = Agreement(
+        "check", conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy, cohort
+    )
+    noise = client_noise(with_client_noise(offer, size), size)
+    if noise is None:
+        return "off"
+    return (
+        f"epsilon {noise.epsilon:.3g} for all rounds; noise multiplier "
+        f"{noise.noise_multiplier:.3g}, {noise.mean_deviation(cohort):.2g} on each coordinate of a "
+        f"mean of {cohort} updates of norm {noise.clip:g}; holds against {noise.against}"
+    )

@@ -24,6 +24,7 @@ from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.core.run_digest import RunDigest
 from lepton_fed.errors import Problem, RunError, UpdateRefused
+from lepton_fed.privacy.client import client_noise
 from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import ALL_SITES, RunFolder
 from lepton_fed.server.admission import admit_claims
@@ -135,6 +136,7 @@ class Coordinator:
         self._masked = masked
         self._clock = clock
         self._agreement = agreement
+        self._client = client_noise(agreement, layout.size)
         self._task = agreement.task
         self._layout = layout
         self._plan = plan
@@ -265,7 +267,7 @@ class Coordinator:
             if self._masked is None:
                 intake = Intake(
                     self._strategy, self._layout, self._task, number, max(1, len(cohort)),
-                    len(self._record.sites), self._folder.spill,
+                    len(self._record.sites), self._folder.spill, self._client,
                 )  # fmt: skip
                 stack.callback(intake.close)
                 self._take_updates(transport, cohort, ask, intake)
@@ -274,7 +276,7 @@ class Coordinator:
                 self._report_sum(sums, ask)
                 intake = MaskedIntake(
                     self._strategy, self._layout, self._masked.encoding, number,
-                    len(self._record.sites), self._folder.spill, sums,
+                    len(self._record.sites), self._folder.spill, sums, self._client,
                 )  # fmt: skip
                 stack.callback(intake.close)
             self._laps.done("exchange")
@@ -421,7 +423,8 @@ class Coordinator:
             round=number,
             site=reply.site,
             bytes=reply.sent_bytes,
-            norm=round(norm, 6),
+            # Client-level DP covers the noised sum, and no norm of one site.
+            norm=None if self._client else round(norm, 6),
             epsilon=reply.epsilon,
         )
         self._count(reply, evaluation, number)

@@ -23,6 +23,7 @@ from lepton_fed.flower.superlink import Grid, SuperLink
 from lepton_fed.flower.transport import GridTransport
 from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.privacy.dp.shared import noise_to_agree_on
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder, find_run
@@ -333,6 +334,7 @@ class Service:
             conf.seed, conf.privacy, cohort,
             noise_to_agree_on(conf.privacy, conf.rounds.count),
         )  # fmt: skip
+        agreement = with_client_noise(agreement, kit.layout.size)
         plan_aggregation(agreement, strategy, kit.layout, kit.plan, len(of_run))
         if folder is None:
             text = turn.loaded.resolved_yaml()

@@ -7,14 +7,14 @@ machine: its privacy is charged to a ledger of its own, not to the run's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lepton_fed.clients.site import Site
-from lepton_fed.config.schema import SimulationConf, StrategyConf
+from lepton_fed.config.schema import ClientPrivacy, SimulationConf, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.core.layout import Vector
 from lepton_fed.errors import Problem, RunError
@@ -88,6 +88,9 @@ def compare_with_alone(
 
 def _train_alone(kit: TaskKit, rows: SiteRows, folder: Path, conf: SimulationConf) -> Vector:
     agreement = agreement_of(conf, "alone", StrategyConf("alone"))
+    # Nobody else sees what a site does alone, so there is no sum to put noise into.
+    privacy = replace(agreement.privacy, client=ClientPrivacy())
+    agreement = replace(agreement, privacy=privacy)
     site = Site(
         rows.name,
         kit,

@@ -183,7 +183,7 @@ class LocalDeployment:
 
     def _client(self, name: str, keys: Path) -> Mapping[str, Any]:
         conf, record, training = self._conf, self._conf.privacy.record, self._conf.task.training
-        secure = conf.privacy.secure_aggregation
+        secure, client = conf.privacy.secure_aggregation, conf.privacy.client
         rows = ["rows"] if conf.task.aggregation.weight == "rows" else []
         return {
             "kind": "client",
@@ -211,7 +211,12 @@ class LocalDeployment:
                     "record": record.enabled,
                     "epsilon": record.epsilon,
                     "delta": record.delta,
-                    "honest": 1.0 if record.is_shared else 0.0,
+                    "honest": 1.0 if record.is_shared or client.is_shared else 0.0,
+                    "client": {
+                        "epsilon": client.epsilon if client.enabled else 0.0,
+                        "delta": client.delta,
+                        "trust_coordinator": client.noise == "coordinator",
+                    },
                     "secure_aggregation": {
                         "required": secure.enabled,
                         "min_cohort": secure.min_cohort,

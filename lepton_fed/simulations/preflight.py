@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from lepton_fed.config.schema import RecordPrivacy, SimulationConf
 from lepton_fed.runs.checks import Checklist
-from lepton_fed.server.preflight import check_strategy, check_task, describe_encoding
+from lepton_fed.server.preflight import (
+    check_strategy,
+    check_task,
+    describe_client_noise,
+    describe_encoding,
+)
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.simulations.sequential import plan_privacy
 from lepton_fed.training.device import devices_of
@@ -38,6 +43,10 @@ def check_simulation(conf: SimulationConf) -> Checklist:
             "privacy",
             lambda: plan_privacy(conf, kit, population),
             lambda noise: _describe_noise(noise, conf.privacy.record),
+        )
+    if kit is not None and conf.privacy.client.enabled:
+        checks.add(
+            "client-level DP", lambda: describe_client_noise(conf, kit, conf.sites.count), str
         )
     return checks
 

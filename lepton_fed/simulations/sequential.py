@@ -21,6 +21,7 @@ from lepton_fed.config.schema import AggregationFloor, SimulationConf, StrategyC
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply
 from lepton_fed.errors import LeptonError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.privacy.dp.shared import noise_to_agree_on, shared_noise
 from lepton_fed.privacy.secagg.plan import Shape
 from lepton_fed.runs.events import EventLog, Listener
@@ -85,7 +86,7 @@ def simulate(
     population = populate(conf)
     plan_privacy(conf, kit, population)
     named = conf.strategy if strategy is None else StrategyConf(strategy.name)
-    planned = agreement_of(conf, "run", named)
+    planned = with_client_noise(agreement_of(conf, "run", named), kit.layout.size)
     plan_aggregation(planned, chosen, kit.layout, kit.plan, len(population))
     with ExitStack() as stack:
         folder = RunFolder.create(Path(conf.runs), conf.task.name, loaded.resolved_yaml())

@@ -45,6 +45,7 @@ __all__ = [
     "SharesPlan",
     "Unit",
     "fewest_bits",
+    "least_noise",
     "plan_for_noise",
     "plan_shares",
 ]
@@ -273,7 +274,7 @@ def plan_shares(
                 raise
             return math.inf
 
-    found = _smallest(cost, epsilon)
+    found = least_noise(cost, epsilon)
     if found is None:
         raise TaskError(
             Problem(
@@ -328,7 +329,7 @@ def plan_for_noise(
         except TaskError:
             return math.inf
 
-    found = _smallest(missing, 1.0)
+    found = least_noise(missing, 1.0)
     if found is None:
         raise TaskError(
             Problem(
@@ -361,7 +362,7 @@ def fewest_bits(
     def continuous(multiplier: float) -> float:
         return epsilon_of_gaussian(multiplier / math.sqrt(rounds), delta)
 
-    least = _smallest(continuous, epsilon)
+    least = least_noise(continuous, epsilon)
     refused: TaskError | None = None
     for bits in range(_FEWEST_BITS, _MOST_BITS + 1):
         try:
@@ -383,8 +384,13 @@ def fewest_bits(
     raise refused if refused is not None else TaskError(_too_small(_MOST_BITS, sites))
 
 
-def _smallest(cost: Callable[[float], float], epsilon: float) -> float | None:
-    """Return the smallest noise multiplier that costs at most epsilon; None if there is none."""
+def least_noise(cost: Callable[[float], float], epsilon: float) -> float | None:
+    """Return the smallest noise multiplier that costs at most epsilon; None if there is none.
+
+    Args:
+        cost: From a noise multiplier to the epsilon of a run.
+        epsilon: The target.
+    """
     high = 1e-2
     while cost(high) > epsilon:
         if high >= _LARGEST_NOISE:

@@ -6,7 +6,7 @@ coordinator's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from lepton_fed.config.agreement import Agreement
@@ -14,6 +14,7 @@ from lepton_fed.core.digests import digest_of
 from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.identity.signature import PublicKey
+from lepton_fed.privacy.client import client_noise
 from lepton_fed.privacy.dp.shared import LEAST_SHARE, shared_noise
 from lepton_fed.privacy.secagg.context import Context
 from lepton_fed.privacy.secagg.keys import post_quantum_available
@@ -23,6 +24,7 @@ __all__ = [
     "Shape",
     "context_of",
     "masked_layout",
+    "require_one_vector",
     "require_post_quantum",
     "roster_digest",
     "serial_of",
@@ -70,8 +72,9 @@ def masked_layout(
 
     Raises:
         TaskError: LF3401, the ring has no room for the cohort at the task's bounds, and for the
-            noise where sites share it.
-        Refused: LF4620, the shared noise is not sound.
+            noise where sites share it; LF3340, client-level DP covers one vector, and there are
+            others.
+        Refused: LF4620, the shared noise is not sound; LF4630, client-level DP is not.
     """
     bits, cohort = agreement.privacy.secure_aggregation.bits, agreement.cohort
     noise = shared_noise(agreement, shape.size) if train else None
@@ -84,6 +87,10 @@ def masked_layout(
                     remedy="more bits, or a smaller task.aggregation.norm_bound")
         )  # fmt: skip
     names, size = (shape.vectors, shape.size) if train else ((), 0)
+    client = client_noise(agreement, shape.size) if train else None
+    if client:
+        require_one_vector(agreement, shape.vectors)
+        size = client.shares.padded if client.shares else size
     try:
         return MaskedLayout(encoding, names, size, shape.counts if evaluate else 0)
     except ValueError as error:
@@ -91,6 +98,24 @@ def masked_layout(
             Problem("LF3401", str(error), key="privacy.secure_aggregation.bits",
                     remedy="more bits, or fewer sites in a round")
         ) from error  # fmt: skip
+
+
+def require_one_vector(agreement: Agreement, vectors: Sequence[str]) -> None:
+    """Refuse client-level DP with a strategy that sends more than the difference of the model.
+
+    Args:
+        agreement: What is agreed to.
+        vectors: Names of the vectors of an update.
+
+    Raises:
+        TaskError: LF3340, it does.
+    """
+    if agreement.privacy.client.enabled and len(vectors) != 1:
+        raise TaskError(
+            Problem("LF3340", f"strategy {agreement.strategy.name!r} sends {len(vectors)} vectors, "
+                    "and client-level DP is accounted for one", key="strategy.name",
+                    remedy="fedavg, fedprox, or a server optimiser")
+        )  # fmt: skip
 
 
 def require_post_quantum(agreement: Agreement) -> None:

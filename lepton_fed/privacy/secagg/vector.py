@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ class MaskedLayout:
 
     def encode(
         self,
-        vectors: Mapping[str, npt.NDArray[np.floating]],
+        vectors: Mapping[str, npt.NDArray[np.floating] | npt.NDArray[np.uint64]],
         weight: float,
         counts: Counts | None = None,
         noise: Callable[[int], npt.NDArray[np.int64]] | None = None,
@@ -113,7 +114,8 @@ class MaskedLayout:
         """Return a site's vector before it is masked.
 
         Args:
-            vectors: ``[size]`` floating point each, finite.
+            vectors: ``[size]`` floating point each, finite; or uint64 that are in the ring already,
+                with noise on a grid of their own: those are left as they are.
             weight: In (0, weight bound].
             counts: ``[counts]`` float64, finite.
             noise: From a length to that many whole numbers, in steps of the grid, that are added
@@ -139,8 +141,14 @@ class MaskedLayout:
             if vector.shape != (self.size,):
                 raise ValueError(f"vector {name!r} has shape {vector.shape}, not ({self.size},)")
             target = words[at * self.size : (at + 1) * self.size]
+            if vector.dtype == np.uint64:
+                if vector.max(initial=0) > self.encoding.mask:
+                    raise ValueError(f"vector {name!r} is not in a ring of {self.encoding.bits}")
+                target[:] = vector
+                continue
+            values = cast("npt.NDArray[np.floating]", vector)
             for part in _slices(self.size):
-                encoded, beyond = self.encoding.encode(vector[part], encoded_weight)
+                encoded, beyond = self.encoding.encode(values[part], encoded_weight)
                 if noise is not None:
                     encoded += noise(encoded.size).view(np.uint64)  # wraps as the ring does
                     encoded &= self.encoding.mask

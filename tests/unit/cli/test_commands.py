@@ -332,6 +332,7 @@ def test_the_demo_says_how_long_the_runs_were_that_it_compares(
         metrics={},
         error_bounds={},
         masked=True,
+        client=None,
     )
     manifest = SimpleNamespace(task="t" * 64, version=1)
     bundle = SimpleNamespace(manifest=manifest, folder=Path("b"))

@@ -14,6 +14,8 @@ from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import (
     AggregationFloor,
     Budget,
+    ClientFloor,
+    ClientPrivacy,
     Policy,
     Privacy,
     PrivacyFloor,
@@ -334,3 +336,66 @@ def test_in_a_plain_run_no_bound_of_masked_ones_counts():
     lax = masked(enabled=False, min_cohort=0, threshold=math.inf, bits=0)
     assert set(judged(lax, demanding(required=False))) <= {"LF4610"}
     assert judged(masked(enabled=False, min_cohort=0, bits=0), demanding(required=False)) == []
+
+
+DEMANDING = replace(
+    POLICY, privacy=replace(FLOOR, honest=0.7, client=ClientFloor(epsilon=8.0, delta=1e-5))
+)
+TRUSTING = replace(
+    DEMANDING,
+    privacy=replace(
+        DEMANDING.privacy, client=replace(DEMANDING.privacy.client, trust_coordinator=True)
+    ),
+)
+MASKED = SecureAggregation(enabled=True, bits=24)
+
+
+def client(secure=MASKED, cohort=10, **changes):
+    given = ClientPrivacy(**{"enabled": True, "epsilon": 8.0, "honest": 7, **changes})
+    return replace(OFFER, privacy=Privacy(RECORD, [], secure, given), cohort=cohort)
+
+
+def test_client_level_dp_that_the_owner_demands_is_allowed_and_its_absence_is_not():
+    assert judged(client(), DEMANDING) == []
+    assert judged(OFFER, DEMANDING) == ["LF4631"]
+    assert judged(client(enabled=False, honest=0), DEMANDING) == ["LF4631"]
+    assert judged(client(noise="coordinator", honest=0), TRUSTING) == []
+
+
+def test_who_demands_none_takes_any_that_is_sound():
+    assert judged(client(epsilon=90.0)) == []
+    assert judged(client(noise="coordinator", honest=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("agreement", "code", "key"),
+    [
+        (client(epsilon=8.1), "LF4631", "client.epsilon"),
+        (client(epsilon=0.0), "LF4631", "client.epsilon"),
+        (client(epsilon=math.nan), "LF4631", "client.epsilon"),
+        (client(epsilon=ENDLESS), "LF4631", "client.epsilon"),
+        (client(delta=2e-5), "LF4631", "client.delta"),
+        (client(delta=-1e-5), "LF4631", "client.delta"),
+        (client(noise="coordinator", honest=0), "LF4631", "client.trust_coordinator"),
+        (client(noise="somebody", honest=0), "LF4631", "client.trust_coordinator"),
+        (client(honest=8), "LF4621", "honest"),
+        (client(honest=0, secure=replace(MASKED, threshold=0.8)), "LF4621", "honest"),
+        (client(honest=ENDLESS, cohort=ENDLESS), "LF4630", ""),
+        (client(honest=11), "LF4630", "privacy.client.honest"),
+        (client(clip=1e6), "LF4630", "privacy.client.clip"),
+        (client(clip=math.nan), "LF4630", "privacy.client.clip"),
+        (client(mechanism="laplace"), "LF4630", "privacy.secure_aggregation.bits"),
+        (client(replace(MASKED, enabled=False)), "LF4630", "privacy.secure_aggregation.enabled"),
+    ],
+)  # fmt: skip
+def test_client_level_dp_that_is_less_than_the_owner_asks_is_refused(agreement, code, key):
+    problems = judge(DEMANDING, BUDGET, agreement)
+    assert (code, key) in {(p.code, p.key.removeprefix("policy.privacy.")) for p in problems}
+
+
+def test_numbers_outside_epsilon_are_held_against_the_policy_under_client_level_dp_too():
+    bare = replace(POLICY, privacy=replace(FLOOR, record=False))
+    given = ClientPrivacy(enabled=True, noise="coordinator")
+    offer = replace(OFFER, privacy=Privacy(RecordPrivacy(), ["evaluation"], client=given))
+    assert judged(offer, bare) == ["LF4609"]
+    assert judged(offer, replace(bare, leaves=["evaluation"])) == []

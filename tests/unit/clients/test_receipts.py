@@ -67,6 +67,14 @@ def test_what_an_epsilon_depends_on_stands_beside_it_and_nowhere_else():
     assert "epsilon holds for" not in receipt_of(silent, ASK, ABOUT, said).numbers
 
 
+def test_what_covers_a_whole_site_stands_beside_its_update_and_nowhere_else():
+    said = "this site's whole part in the run: epsilon 8"
+    assert receipt_of(REPLY, ASK, ABOUT, client=said).numbers["client-level DP"] == said
+    counts = replace(REPLY, update=None)
+    for bare in (receipt_of(counts, ASK, ABOUT, client=said), receipt_of(REPLY, ASK, ABOUT)):
+        assert "client-level DP" not in bare.numbers
+
+
 def test_a_receipt_holds_what_left_with_every_digit():
     found = receipt_of(REPLY, ASK, ABOUT)
     vector = found.vectors["delta"]

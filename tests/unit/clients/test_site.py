@@ -19,7 +19,7 @@ from lepton_fed.clients import site as site_module
 from lepton_fed.clients.site import EVALUATION, Site
 from lepton_fed.config import plugins
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Budget, Privacy, RecordPrivacy, StrategyConf
+from lepton_fed.config.schema import Budget, ClientPrivacy, Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask, Update
 from lepton_fed.core.task import (
     Aggregation,
@@ -34,6 +34,7 @@ from lepton_fed.core.task import (
 )
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import BudgetExceeded, DataError, LeptonError, Problem, Refused, TaskError
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.ledger.chain import Transaction
 from lepton_fed.privacy.ledger.ledger import Ledger
@@ -590,7 +591,7 @@ import numpy as np
 import torch
 from lepton_fed.clients import site
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Budget, Privacy, RecordPrivacy, StrategyConf
+from lepton_fed.config.schema import Budget, ClientPrivacy, Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import Ask
 from lepton_fed.core.task import Column, DataContract, ModelSpec, Target, Task, TrainingSpec
 from lepton_fed.data.dataset import Dataset
@@ -749,3 +750,32 @@ def test_a_budget_without_epsilon_allows_no_training_with_dp(build):
     with pytest.raises(BudgetExceeded):
         build(privacy=DP, budget=Budget())
     assert build(budget=Budget()).answer(ask()).update is not None
+
+
+CLIENT = Privacy(client=ClientPrivacy(enabled=True, epsilon=20.0, clip=0.01, noise="coordinator"))
+
+
+def test_under_client_level_dp_an_update_is_clipped_and_counts_stay_unless_they_are_listed(build):
+    for outside in ([], ["evaluation"]):
+        privacy = replace(CLIENT, outside_epsilon=outside)
+        agreement = with_client_noise(agreed(privacy=privacy), build_kit(TASK, SEED).layout.size)
+        site = build(agreement=agreement, name=f"north-{len(outside)}")
+        asked = replace(ask(evaluate=True), agreement=agreement.digest)
+        reply = site.answer(asked)
+        assert reply.refusal is None
+        (vector,) = reply.update.vectors.values()
+        assert 0.0099 < np.linalg.norm(vector) <= 0.01
+        assert reply.update.norms[DELTA] > 0.01
+        assert (reply.counts is not None) is bool(outside)
+        assert reply.epsilon is None
+
+
+def test_a_site_checks_what_client_level_dp_costs_before_it_reads_a_ledger(build):
+    agreement = with_client_noise(agreed(privacy=CLIENT), build_kit(TASK, SEED).layout.size)
+    for lie in (0.0, 0.5 * agreement.client_noise):
+        with pytest.raises(Refused) as refused:
+            build(agreement=replace(agreement, client_noise=lie))
+        assert refused.value.code == "LF4630"
+    with pytest.raises(TaskError) as error:
+        build(agreement=agreement, rule=PlainSite((DELTA, "control")))
+    assert error.value.code == "LF3340"

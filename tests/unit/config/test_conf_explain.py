@@ -105,7 +105,7 @@ def test_arguments_without_a_plugin_are_values_the_schema_does_not_know(
 @pytest.mark.parametrize(
     ("key", "remedy"),
     [
-        ("privacy.epsilon", "did you mean privacy.record.epsilon?"),
+        ("privacy.epsilon", "did you mean privacy.record.epsilon or privacy.client.epsilon?"),
         ("rouns.fraction", "did you mean rounds.fraction?"),
         ("rounds.fracton", "did you mean rounds.fraction?"),
         ("task.data.columns.std", "did you mean task.data.columns[].std?"),

@@ -28,7 +28,8 @@ REPLY = Reply(
 
 
 def written(number: int) -> Receipt:
-    return receipt_of(REPLY, Ask("a" * 64, "l", number, True, True, {}), ABOUT, "delta")
+    ask = Ask("a" * 64, "l", number, True, True, {})
+    return receipt_of(REPLY, ask, ABOUT, "delta", "this site's whole part")
 
 
 @pytest.fixture

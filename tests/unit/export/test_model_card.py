@@ -11,7 +11,7 @@ from lepton_fed.core.task import Column, DataContract, ModelSpec, Step, Target, 
 from lepton_fed.export.card import model_card
 from lepton_fed.export.manifest import Parity, ParityCheck, Release
 from lepton_fed.export.markdown import escape, listed, upper_figure
-from lepton_fed.runs.summary import SiteSummary
+from lepton_fed.runs.summary import ClientGuarantee, SiteSummary
 
 RELEASE = Release(
     version=3,
@@ -339,3 +339,41 @@ def test_the_card_ends_in_one_line_break_and_has_no_stray_blank(mlp: Any, dp: An
         assert not text.endswith("\n\n")
         assert "\n\n\n" not in text
         assert not re.search(r"[ \t]\n", text)
+
+
+CLIENT = ClientGuarantee(
+    epsilon=7.9991,
+    delta=1e-5,
+    adjacency="zero-out-one-site",
+    against="the coordinator and [others](https://evil.example)",
+    noise="shared",
+    mechanism="skellam",
+    clip=0.5,
+    noise_multiplier=4.24,
+    honest=7,
+)
+
+
+def test_both_guarantees_stand_there_each_with_what_it_protects_and_from_whom(
+    mlp: Any, dp: Any
+) -> None:
+    text = card(mlp.task, replace(dp, client=CLIENT, masked=True))
+    said = text.split("## Privacy\n", 1)[1].split("\n## ", 1)[0]
+    assert "a site's whole part in this run, epsilon = 8.000 at delta = 1e-05" in said
+    assert "Skellam noise" in said
+    assert "once 7 sites have added their share" in said
+    assert "Record-level differential privacy" in said
+    assert "](https://evil.example)" not in said.replace("\\]", "")
+    assert "None promised" not in said
+
+
+def test_without_record_level_noise_nothing_is_promised_for_a_record(
+    mlp: Any, summary_of: Any
+) -> None:
+    bare = replace(summary_of(mlp.task), client=replace(CLIENT, noise="coordinator", honest=0))
+    text = card(mlp.task, replace(bare, outside_epsilon=["evaluation"]))
+    assert "Nothing is promised for a single record" in text
+    assert "None promised" not in text
+    assert "added their share" not in text
+    assert "Outside epsilon, left the sites without noise: evaluation" in text
+    assert "Client-level" not in card(mlp.task, summary_of(mlp.task))

@@ -18,6 +18,7 @@ from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Column, DataContract, Target, Task
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.runs.events import Event, EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.server.rounds import Coordinator, Outcome
@@ -118,7 +119,7 @@ class World:
         log = EventLog(self.folder.events)
         try:
             rounds = rounds or Rounds(count=3)
-            self.agreement = Agreement(
+            agreement = Agreement(
                 self.folder.name,
                 self.task,
                 StrategyConf(),
@@ -126,6 +127,7 @@ class World:
                 seed,
                 self.privacy,
             )
+            self.agreement = with_client_noise(agreement, self.layout.size)
             coordinator = Coordinator(
                 self.agreement,
                 rounds,

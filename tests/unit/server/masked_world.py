@@ -19,6 +19,7 @@ from lepton_fed.clients.vault import FileVault, MemoryVault, Remembered, Vault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import (
     AggregationFloor,
+    ClientPrivacy,
     Privacy,
     RecordPrivacy,
     SecureAggregation,
@@ -30,6 +31,7 @@ from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Task
 from lepton_fed.errors import LeptonError, Problem
 from lepton_fed.identity.signature import PrivateKey, PublicKey
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.privacy.dp.shared import noise_to_agree_on
 from lepton_fed.privacy.secagg.plan import Shape, masked_layout
 from lepton_fed.privacy.secagg.vector import MaskedLayout, Opened
@@ -73,6 +75,7 @@ class MaskedWorld:
         floor: What each site's owner asks.
         task: What is learned.
         record: Record-level DP of the run.
+        client: Client-level DP of the run.
     """
 
     root: Path
@@ -84,15 +87,17 @@ class MaskedWorld:
     floor: AggregationFloor = field(default_factory=AggregationFloor)
     task: Task = TASK
     record: RecordPrivacy = field(default_factory=RecordPrivacy)
+    client: ClientPrivacy = field(default_factory=ClientPrivacy)
 
     def __post_init__(self) -> None:
         self.identities = {name: PrivateKey.generate() for name in self.names}
         self.roster = {name: key.public_key() for name, key in self.identities.items()}
-        privacy = Privacy(self.record, secure_aggregation=self.secure)
+        privacy = Privacy(self.record, secure_aggregation=self.secure, client=self.client)
         noise = noise_to_agree_on(privacy, self.rounds)
-        self.agreement = Agreement(
+        agreement = Agreement(
             "run-1", self.task, StrategyConf(), self.rounds, 7, privacy, len(self.names), noise
         )
+        self.agreement = with_client_noise(agreement, SIZE)
         self.folder = RunFolder.create(self.root, "test", "conf: true\n")
         self.pinned: dict[str, Mapping[str, PublicKey]] = {}
         self.vaults: dict[str, Vault] = {}

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Privacy, SecureAggregation, StrategyConf
+from lepton_fed.config.schema import ClientPrivacy, Privacy, SecureAggregation, StrategyConf
 from lepton_fed.core.task import Aggregation
 from lepton_fed.errors import TaskError
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.server.intake import plan_aggregation, shape_of
 from lepton_fed.strategies.base import DELTA, Needs, PlainSite, Stateless, Strategy
 from lepton_fed.strategies.fedavg import fedavg
@@ -30,11 +31,19 @@ MEDIAN = Strategy("median", PlainSite(), Robust())
 
 
 def plan(
-    world: Any, strategy: Strategy, cohort: int, sites: int = 0, task: Any = None, **secure: Any
+    world: Any,
+    strategy: Strategy,
+    cohort: int,
+    sites: int = 0,
+    task: Any = None,
+    client: ClientPrivacy | None = None,
+    **secure: Any,
 ) -> None:
-    privacy = Privacy(secure_aggregation=SecureAggregation(**{"enabled": True, **secure}))
+    masked = SecureAggregation(**{"enabled": True, **secure})
+    privacy = Privacy(secure_aggregation=masked, client=client or ClientPrivacy())
     task = task or world.task
     agreement = Agreement("run", task, StrategyConf(strategy.name), 3, 1, privacy, cohort)
+    agreement = with_client_noise(agreement, world.layout.size)
     plan_aggregation(agreement, strategy, world.layout, world.plan, sites or cohort)
 
 
@@ -91,3 +100,21 @@ def test_the_shape_is_that_of_an_update(world: Any) -> None:
     shape = shape_of(fedavg(), world.layout, world.plan)
     assert (shape.layout, shape.vectors) == (world.layout.digest, (DELTA,))
     assert (shape.size, shape.counts) == (world.layout.size, world.plan.size)
+
+
+@pytest.mark.parametrize("noise", ["shared", "coordinator"])
+def test_client_level_dp_covers_the_sum_of_one_vector(world: Any, noise: Any) -> None:
+    client = ClientPrivacy(enabled=True, noise=noise)
+    equal = replace(world.task, aggregation=Aggregation(norm_bound=100.0))
+    two = Strategy("two", PlainSite((DELTA, "control")), fedavg().server)
+    plan(world, fedavg(), 10, task=equal, client=client)
+    for strategy in (two, MEDIAN):
+        problem = refused(world, strategy, 10, task=equal, client=client)
+        assert (problem.code, problem.key) == ("LF3340", "strategy.name")
+
+
+def test_of_plain_sums_client_level_dp_refuses_single_updates_too(world: Any) -> None:
+    client = ClientPrivacy(enabled=True, noise="coordinator")
+    equal = replace(world.task, aggregation=Aggregation(norm_bound=100.0))
+    plan(world, fedavg(), 1, task=equal, client=client, enabled=False)
+    assert refused(world, MEDIAN, 1, task=equal, client=client, enabled=False).code == "LF3340"

@@ -79,6 +79,15 @@ def test_training_alone_is_charged_to_a_ledger_of_its_own(load, private):
         assert own[0]["run"] == "alone"
 
 
+def test_alone_there_is_no_sum_to_put_a_whole_site_s_noise_into(load):
+    client = ("privacy.client.enabled=true", "privacy.client.noise=coordinator")
+    loaded = load(*client, "privacy.client.clip=0.01", metrics=["accuracy"])
+    done = simulate(loaded)
+    for found in compare_with_alone(done, loaded.conf):
+        assert found.alone_own["accuracy"] > 0.8
+        assert found.federated_own["accuracy"] < 0.8, "clipped to next to nothing"
+
+
 def test_a_site_that_cannot_train_alone_is_named(load, monkeypatch):
     loaded = load()
     done = simulate(loaded)

@@ -34,6 +34,20 @@ def test_privacy_is_described_by_the_noise_it_takes(load, private):
     assert "full order without amplification; INSECURE" in details["privacy"]
 
 
+def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(load):
+    client = ("privacy.client.enabled=true", "privacy.client.noise=coordinator")
+    details, codes, _ = found(load(*client))
+    assert codes == {}
+    said = details["client-level DP"]
+    assert said.startswith("epsilon 8 for all rounds; noise multiplier ")
+    assert "of a mean of 3 updates of norm 1; holds against the other sites" in said
+    masked = ("privacy.client.enabled=true", "privacy.secure_aggregation.enabled=true")
+    details, _, _ = found(load(*masked, "privacy.secure_aggregation.bits=20"))
+    assert "while 2 sites of a sum add their share" in details["client-level DP"]
+    _, codes, _ = found(load(*masked, "privacy.client.epsilon=1e-9"))
+    assert codes == {"client-level DP": "LF3321"}
+
+
 def test_several_failures_are_reported_together(load, tmp_path):
     details, codes, exit_code = found(
         load(

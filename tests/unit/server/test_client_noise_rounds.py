@@ -1,0 +1,192 @@
+"""Rounds with client-level DP: their sums are noised, and none of too few is opened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lepton_fed.config.schema import ClientPrivacy, Privacy, Rounds, SecureAggregation
+from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, Reply
+from lepton_fed.core.task import Aggregation, Task
+from lepton_fed.privacy.client import ClientNoise, client_noise
+from lepton_fed.server.noised import masked_mean
+from lepton_fed.strategies.base import DELTA
+
+from .conftest import SITES
+from .masked_world import SIZE, Line, MaskedWorld, failing, lost, silent
+
+TASK = Task(aggregation=Aggregation(norm_bound=100.0))
+SHARED = ClientPrivacy(enabled=True, epsilon=20.0, clip=1.0, honest=7)
+TEN = tuple("abcdefghij")
+WORLDS = 10
+
+
+def world_of(root: Path, names: tuple[str, ...] = tuple("abcde"), **client: Any) -> MaskedWorld:
+    secure = SecureAggregation(enabled=True, bits=24)
+    return MaskedWorld(root, names, secure, task=TASK, client=replace(SHARED, **client))
+
+
+def noise_of(world: MaskedWorld) -> ClientNoise:
+    noise = client_noise(world.agreement, SIZE)
+    assert noise is not None
+    return noise
+
+
+def clear_mean(world: MaskedWorld, names: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    clip = world.client.clip
+    total = np.zeros(SIZE)
+    for name in names:
+        update = world.update(name, world.ask()).update
+        assert update is not None
+        delta = update.vectors[DELTA].astype(np.float64)
+        total += delta * min(1.0, clip / float(np.linalg.norm(delta)))
+    return total / len(names)
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        {"mechanism": "discrete_gaussian"},
+        {"mechanism": "skellam"},
+        # Training is made up here, so nothing is clipped before it comes to the coordinator.
+        {"noise": "coordinator", "honest": 0, "clip": 100.0},
+    ],
+)
+def test_the_mean_of_ten_sites_is_that_of_their_clipped_updates_and_the_planned_noise(
+    tmp_path: Path, client: dict[str, Any]
+) -> None:
+    errors = []
+    for number in range(WORLDS):
+        world = world_of(tmp_path / str(number), TEN, **client)
+        (group,) = world.sums(Line(world))
+        encoding = world.layout(world.ask()).encoding
+        mean = masked_mean(noise_of(world), encoding, 1, SIZE, group)
+        assert group.names == TEN
+        errors.append(mean - clear_mean(world, group.names))
+    wanted = noise_of(world).mean_deviation(len(TEN))
+    assert np.std(errors) == pytest.approx(wanted, rel=4 / math.sqrt(2 * WORLDS * SIZE))
+    assert abs(np.mean(errors)) < 4 * wanted / math.sqrt(WORLDS * SIZE)
+
+
+def test_a_round_that_is_asked_again_has_the_same_share_in_it(tmp_path: Path) -> None:
+    """Two shares on one update would tell more of it than one."""
+    world = world_of(tmp_path, honest=3)
+    before: dict[str, bytes] = {}
+
+    def drops(name, asked, answer):  # type: ignore[no-untyped-def]
+        reply = answer()
+        before[name] = world.vault(name).words().tobytes()
+        return [] if name in "ab" else [reply]
+
+    world.sums(Line(world, failing({(name, "mask"): drops for name in "abcde"})))
+    kept = [name for name in "abcde" if world.vault(name).stored() is not None]
+    assert kept
+    assert len(before) == 5
+    for name in kept:
+        assert world.vault(name).words().tobytes() == before[name]
+    assert max(world.answered.values()) == 1
+
+
+@pytest.mark.parametrize("phase", ["share", "mask"])
+@pytest.mark.parametrize("how", [silent, lost])
+def test_no_sum_of_fewer_than_are_counted_on_is_opened(tmp_path: Path, phase: str, how) -> None:  # type: ignore[no-untyped-def]
+    world = world_of(tmp_path, honest=5)
+    line = Line(world, failing({("b", phase): how}))
+    assert world.sums(line) == []
+    assert not line.came("reveal")
+    (why,) = {event["why"] for event in world.events("secagg.abandoned")}
+    assert "4 sites are left" in why
+
+
+def test_a_site_itself_refuses_a_sum_of_fewer(tmp_path: Path) -> None:
+    """The coordinator goes on with four, as one that lies would."""
+    world = world_of(tmp_path, honest=5)
+    masked = world.masked
+
+    def careless(log):  # type: ignore[no-untyped-def]
+        rounds = masked(log)
+        rounds._least = 3
+        return rounds
+
+    world.masked = careless  # type: ignore[method-assign]
+    line = Line(world, failing({("b", "mask"): silent}))
+    assert world.sums(line) == []
+    assert not line.came("confirm")
+    assert not line.came("reveal")
+    assert {code for _, code in world.refusals()} == {"LF4514"}
+
+
+def test_what_leaves_a_site_says_what_covers_it(tmp_path: Path) -> None:
+    world = world_of(tmp_path, honest=5)
+    line = Line(world)
+    assert world.sums(line)
+    told = [reply.notes for asked, reply in line.left if asked.phase == "mask"]
+    assert [notes["client-level DP"] for notes in told] == [noise_of(world).terms] * 5
+    assert {notes["clip"] for notes in told} == {"1"}
+
+
+def test_an_agreement_with_too_little_noise_is_answered_by_no_site(tmp_path: Path) -> None:
+    world = world_of(tmp_path, honest=5)
+    world.agreement = replace(world.agreement, client_noise=0.5 * world.agreement.client_noise)
+    asked = PhaseAsk("advertise", 1, b"", world.ask())
+    reply = world.take("a", asked)
+    assert reply.refusal is not None
+    assert reply.refusal.code == "LF4630"
+
+
+def test_the_last_evaluation_has_counts_and_no_noise(tmp_path: Path) -> None:
+    world = world_of(tmp_path, honest=5)
+    ask = world.ask(3, train=False)
+    (group,) = world.sums(Line(world), ask)
+    world.require_sum(group, ask)
+
+
+def test_a_trusted_coordinator_clips_and_noises_the_plain_sum(world: Any) -> None:
+    """Twelve runs of one round: their models differ by noises alone, of the planned size."""
+    world.task = replace(world.task, aggregation=Aggregation(norm_bound=100.0))
+    client = ClientPrivacy(enabled=True, epsilon=20.0, clip=0.2, noise="coordinator")
+    world.privacy = Privacy(client=client)
+    world.weight = lambda site: 1.0
+    clear = np.zeros(world.layout.size)
+    for site in SITES:
+        ask = Ask("", "", 1, True, False, {MODEL: world.initial})
+        (reply,) = world.honest(site)(ask)
+        delta = reply.update.vectors[DELTA].astype(np.float64)
+        norm = float(np.linalg.norm(delta))
+        assert norm > client.clip
+        clear += delta * client.clip / norm / len(SITES)
+    errors = []
+    for _ in range(12):
+        outcome = world.run(world.transport(), Rounds(count=1, evaluate=False))
+        errors.append(outcome.model - world.initial - clear)
+    noise = client_noise(world.agreement, world.layout.size)
+    assert noise is not None
+    wanted = noise.mean_deviation(len(SITES))
+    assert wanted == pytest.approx(noise.noise_multiplier * client.clip / len(SITES))
+    assert np.std(errors) == pytest.approx(wanted, rel=4 / math.sqrt(2 * np.size(errors)))
+    accepted = world.events("reply.accepted")
+    assert len(accepted) == len(SITES)
+    assert {event["norm"] for event in accepted} == {None}, "no norm of one site is covered"
+
+
+def test_a_refused_update_is_not_in_the_noised_sum(world: Any) -> None:
+    world.task = replace(world.task, aggregation=Aggregation(norm_bound=100.0))
+    client = ClientPrivacy(enabled=True, epsilon=50.0, clip=1e-6, noise="coordinator")
+    world.privacy = Privacy(client=client)
+    world.weight = lambda site: 1.0
+
+    def endless(ask: Ask) -> list[Reply]:
+        (reply,) = world.honest("b")(ask)
+        vector = np.full(world.layout.size, np.inf, np.float32)
+        return [replace(reply, site="b", update=replace(reply.update, vectors={DELTA: vector}))]
+
+    outcome = world.run(world.transport(b=endless), Rounds(count=1, evaluate=False))
+    assert np.abs(outcome.model - world.initial).max() < 1e-4
+    assert [event["site"] for event in world.events("reply.refused")] == ["b"]
+    (closed,) = world.events("round.closed")
+    assert closed["sites"] == ["a", "c", "d"]

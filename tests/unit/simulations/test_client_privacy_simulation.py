@@ -1,0 +1,127 @@
+"""Simulations with client-level DP: they learn, say what is protected, or do not start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lepton_fed.cli.simulate import privacy_lines
+from lepton_fed.config.load import load_values
+from lepton_fed.config.schema import SimulationConf
+from lepton_fed.config.templates import template
+from lepton_fed.errors import ConfError, TaskError
+from lepton_fed.runs.events import Event, read_events
+from lepton_fed.simulations.sequential import Simulation, simulate
+
+TEN = (
+    "privacy.client.enabled=true", "privacy.client.epsilon=50", "privacy.record.enabled=false",
+    "task.model.name=linear", "task.model.arguments={}", "task.training.momentum=0",
+    "task.training.learning_rate=0.5", "task.metrics=[accuracy]", "rounds.count=6",
+    "sites.names=[]", "sites.count=10", "sites.partition.name=iid", "sites.partition.arguments={}",
+    "privacy.outside_epsilon=[evaluation]",
+)  # fmt: skip
+PLAIN = ("privacy.client.noise=coordinator", "privacy.secure_aggregation.enabled=false")
+SMALL = ("sites.count=3", "rounds.count=1", "rounds.evaluate=false")
+
+
+def simulated(folder: Path, *words: str) -> Simulation:
+    words = (*TEN, *words, f"runs={folder}")
+    return simulate(load_values(SimulationConf, template("simulation"), list(words)))
+
+
+def events_of(done: Simulation, name: str) -> list[Event]:
+    return [event for event in read_events(done.folder.events) if event["event"] == name]
+
+
+@pytest.mark.parametrize(
+    ("words", "against"),
+    [
+        ((), "while 7 sites of a sum add their share"),
+        (
+            ("privacy.client.mechanism=skellam", "privacy.secure_aggregation.bits=24"),
+            "while 7 sites of a sum add their share",
+        ),
+        (PLAIN, "not against the coordinator, which reads single updates"),
+        (PLAIN[:1], "not against the coordinator, which reads sums without noise"),
+    ],
+)
+def test_ten_sites_learn_under_much_epsilon_and_say_what_it_is_worth(
+    tmp_path: Path, words: tuple[str, ...], against: str
+) -> None:
+    done = simulated(tmp_path, *words)
+    summary = done.summary
+    assert summary.metrics["accuracy"] > 0.75
+    assert not summary.repeatable
+    assert summary.outside_epsilon == ["evaluation"]
+    assert summary.delta is None
+    assert summary.client is not None
+    assert 49 < summary.client.epsilon <= 50
+    assert summary.client.adjacency == "zero-out-one-site"
+    assert against in summary.client.against
+    (planned,) = events_of(done, "client_dp.planned")
+    assert (planned["cohort"], planned["rounds"]) == (10, 6)
+    assert planned["against"] == summary.client.against
+    assert planned["epsilon"] == summary.client.epsilon
+    assert {event["norm"] for event in events_of(done, "reply.accepted")} == {None}
+    assert done.folder.read_summary() == summary
+    text = "\n".join(privacy_lines(summary))
+    assert against in text
+    assert "not covered by epsilon: evaluation" in text
+    assert "no single record" in text
+
+
+def test_both_guarantees_of_one_run_are_told_each_by_itself(tmp_path: Path) -> None:
+    words = ("privacy.record.enabled=true", "privacy.record.epsilon=3", "rounds.count=1")
+    done = simulated(tmp_path, *words)
+    summary = done.summary
+    assert (summary.delta, summary.honest) == (1e-5, 0)
+    assert {site.epsilon for site in summary.sites} == {3.0}
+    assert summary.client is not None
+    text = "\n".join(privacy_lines(summary))
+    assert "each record: at most epsilon as above at delta 1e-05" in text
+    assert "each site adds the whole noise: it holds against everyone" in text
+    assert "each site's whole part: epsilon" in text
+    assert f"it holds against {summary.client.against}" in text
+
+
+def test_other_noise_makes_another_model(tmp_path: Path) -> None:
+    for words in (SMALL, (*SMALL, *PLAIN)):
+        first = simulated(tmp_path / "a", *words)
+        second = simulated(tmp_path / "b", *words)
+        assert first.summary.model != second.summary.model
+
+
+def test_without_a_word_for_evaluations_no_counts_leave(tmp_path: Path) -> None:
+    done = simulated(tmp_path, *SMALL[:2], "rounds.evaluate=true", "privacy.outside_epsilon=[]")
+    assert done.summary.metrics == {}
+    assert done.summary.outside_epsilon == []
+    assert "nothing that left a site" in "\n".join(privacy_lines(done.summary))
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("privacy.secure_aggregation.enabled=false",), "LF1080"),
+        (("privacy.client.clip=101",), "LF1080"),
+        (("privacy.client.honest=11",), "LF1080"),
+        (("privacy.client.mechanism=skellam",), "LF1080"),
+        (("task.aggregation.weight=rows", "task.aggregation.weight_bound=500"), "LF1080"),
+        ((*PLAIN, "privacy.client.mechanism=skellam"), "LF1080"),
+        ((*PLAIN, "strategy.name=flower", "strategy.arguments.strategy=FedMedian"), "LF3340"),
+        (("privacy.client.epsilon=1e-9",), "LF3321"),
+    ],
+)
+def test_what_it_does_not_cover_refuses_to_start(
+    tmp_path: Path, words: tuple[str, ...], code: str
+) -> None:
+    with pytest.raises((ConfError, TaskError)) as refused:
+        simulated(tmp_path, *words)
+    assert refused.value.code == code
+    assert not list(tmp_path.iterdir())
+
+
+def test_optimisers_of_the_coordinator_take_the_noised_mean(tmp_path: Path) -> None:
+    words = ("strategy.name=flower", "strategy.arguments.strategy=FedAvgM", *SMALL)
+    for noise in ((), PLAIN):
+        assert simulated(tmp_path, *words, *noise).summary.client is not None
