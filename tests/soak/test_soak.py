@@ -44,11 +44,11 @@ FILE_BOUNDS = {
     "checkpoints": Bound(0.10, 0.1),
     "masked": Bound(0.10, 0.1),
     "files of masked rounds, sites": Bound(0.0, 3.0),  # a count, as of here
-    "files of masked rounds, coordinator": Bound(0.0, 1.0),
+    "files of masked rounds, coordinator": Bound(0.0, 3.0),
 }
 MOST_FILES = {  # of the two runs, where each site is; of the one in progress, a vector
     "files of masked rounds, sites": 4 * len(MASKED_SITES),
-    "files of masked rounds, coordinator": 2,
+    "files of masked rounds, coordinator": 4,  # three, and one half written
 }
 WAITS = len(MASKED_SITES) - 3 + 1
 """Phases of a round that may wait for a site in vain: each loses one, and three have to stay."""
