@@ -78,9 +78,9 @@ def shared_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Probl
         )
     if cohort and record.honest > cohort:
         yield _problem(
-            f"{record.honest} of {cohort} sites of a round cannot be counted on",
+            "more sites are counted on than a round has",
             "privacy.record.honest",
-            f"at most {cohort}",
+            "at most as many as are selected for a round",
         )
     if training.steps != 1 or training.epochs is not None:
         yield _problem(
