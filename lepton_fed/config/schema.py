@@ -68,6 +68,11 @@ class Rounds:
         return max(1, round(self.fraction * sites))
 
 
+LEAST_CLIP, LARGEST_CLIP = 1e-6, 1e6
+"""Norms to clip to at which noise and sums are numbers of float32, far from where it ends: noise of
+1e-46 is none, and whether a sum is infinite no noise hides."""
+
+
 @dataclass(frozen=True)
 class RecordPrivacy:
     """Record-level differential privacy: DP-SGD at the site."""
@@ -80,7 +85,10 @@ class RecordPrivacy:
         1e-5, "Delta of the guarantee; keep it below 1 / rows of a site.", above=0, below=0.1
     )
     clip: float = setting(
-        1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
+        1.0,
+        "Euclidean norm to which the gradient of one record is clipped.",
+        at_least=LEAST_CLIP,
+        at_most=LARGEST_CLIP,
     )
     engine: Literal["hooks", "ghost", "bookkeeping"] = setting(
         "hooks",
