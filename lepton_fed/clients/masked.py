@@ -335,6 +335,10 @@ class MaskedSite:
         reply = self._answer(ask)
         if reply.refusal is not None:
             raise Refused([reply.refusal])
+        if self._noise is not None and ask.train and reply.again:
+            # Its share may have left once, if what was remembered of it is lost or an older copy.
+            # With another one, the same gradient would be in two sums under two noises.
+            raise Refused(Problem("LF4517", "the stored vector of this round is gone"))
         vectors, weight, norms = {}, layout.encoding.weight_bound, {}
         if reply.update is not None:
             vectors, weight = dict(reply.update.vectors), reply.update.weight
