@@ -339,6 +339,11 @@ class MaskedSite:
         reply = self._answer(ask)
         if reply.refusal is not None:
             raise Refused([reply.refusal])
+        shares = self._noise is not None or (self._client is not None and self._client.shares)
+        if shares and ask.train and reply.again:
+            # Its share may have left once, if what was remembered of it is lost or an older copy.
+            # With another one, the same update would be in two sums under two noises.
+            raise Refused(Problem("LF4517", "the stored vector of this round is gone"))
         vectors: dict[str, npt.NDArray[np.floating] | npt.NDArray[np.uint64]] = {}
         weight, norms = layout.encoding.weight_bound, {}
         if reply.update is not None:

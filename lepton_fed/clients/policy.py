@@ -14,7 +14,7 @@ from datetime import datetime, time
 
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.privacy_rules import client_problems, shared_problems
-from lepton_fed.config.schema import Budget, Policy
+from lepton_fed.config.schema import LARGEST_CLIP, LEAST_CLIP, Budget, Policy
 from lepton_fed.core.digests import digest_of
 from lepton_fed.core.exchange import Reply
 from lepton_fed.core.task import Task
@@ -189,7 +189,7 @@ def _privacy(policy: Policy, budget: Budget, agreement: Agreement) -> Iterator[P
             "noise is to come from a seed, which whoever knows it can take off again; this site "
             "draws noise and batches from its own entropy only",
         )
-    if not 0 < record.clip < math.inf:
+    if not LEAST_CLIP <= record.clip <= LARGEST_CLIP:
         yield Problem("LF4607", f"{_shown(record.clip)} is no norm to clip gradients to")
     if record.engine not in ("hooks", "bookkeeping"):
         what = f"engine {str(record.engine)[:20]!r} holds no bound on what a record adds"

@@ -70,6 +70,11 @@ class Rounds:
         return max(1, round(self.fraction * sites))
 
 
+LEAST_CLIP, LARGEST_CLIP = 1e-6, 1e6
+"""Norms to clip to at which noise and sums are numbers of float32, far from where it ends: noise of
+1e-46 is none, and whether a sum is infinite no noise hides."""
+
+
 @dataclass(frozen=True)
 class RecordPrivacy:
     """Record-level differential privacy: DP-SGD at the site."""
@@ -82,7 +87,10 @@ class RecordPrivacy:
         1e-5, "Delta of the guarantee; keep it below 1 / rows of a site.", above=0, below=0.1
     )
     clip: float = setting(
-        1.0, "Euclidean norm to which the gradient of one record is clipped.", above=0
+        1.0,
+        "Euclidean norm to which the gradient of one record is clipped.",
+        at_least=LEAST_CLIP,
+        at_most=LARGEST_CLIP,
     )
     engine: Literal["hooks", "ghost", "bookkeeping"] = setting(
         "hooks",
@@ -415,7 +423,8 @@ class PrivacyFloor:
     honest: float = setting(
         0.0,
         "Largest fraction of a round's sites that a run may count on to add their share of the "
-        "noise; 0 asks for the whole noise at this site.",
+        "noise; 0 asks for the whole noise at this site. It is of those who are in the sum: of 10 "
+        "sites with 7 counted on, 3 that are not honest leave 4 shares when 3 others drop out.",
         at_least=0,
         at_most=1,
     )

@@ -39,11 +39,13 @@ def clipped(vector: Vector, bound: float) -> tuple[Vector, float]:
         bound: Largest norm.
 
     Returns:
-        ``[n]`` float32, the vector itself where it is within the bound or not finite; its norm,
-        NaN where it is not finite.
+        ``[n]`` float32, the vector itself where it is within the bound, but for a hair, or not
+        finite; its norm, NaN where it is not finite.
     """
     norm = euclidean_norm(vector)
-    if norm > bound:
-        # A hair below, so that rounding to float32 cannot bring it above again.
-        vector = (vector * (bound / norm * (1 - 1e-6))).astype(np.float32)
+    # A hair below, so that rounding to float32 cannot bring it above again. What is longer than
+    # that is scaled, too: with a step at the bound, a record could move more than it is clipped to.
+    inner = bound * (1 - 1e-6)
+    if norm > inner:
+        vector = (vector * (inner / norm)).astype(np.float32)
     return vector, norm

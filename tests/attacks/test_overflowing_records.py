@@ -107,3 +107,44 @@ def test_a_model_that_overflows_on_one_record_gets_an_update_all_the_same(
         assert reply.refusal is None
         assert reply.update is not None
         assert np.isfinite(reply.update.vectors["delta"]).all()
+
+
+@pytest.mark.parametrize(
+    ("engine", "most_records", "at"),
+    [
+        ("bookkeeping", None, 0.0),
+        ("bookkeeping", None, 1.0),
+        ("bookkeeping", 1, 0.0),
+        ("hooks", None, 1.0),
+        ("hooks", 1000, 1.0),
+    ],
+)
+def test_many_additions_do_not_carry_a_record_beyond_the_clip(
+    engine: EngineName, most_records: int | None, at: float
+) -> None:
+    """In float32, steps of 1.25 last digits are 1 below a power of two and 2 above it."""
+    steps, power = 4096, 2.0**12
+    digit = power * 2.0**-24
+    before = [1.0] * int(power - steps * digit)
+    after = [1.25 * digit] * steps
+
+    def total(gradients: list[float]) -> float:
+        model = nn.Linear(2, 1, bias=at == 0.0)
+        model.weight.requires_grad_(at != 0.0)
+        with DpSgd(
+            model,
+            lambda outputs, wanted: outputs.squeeze(1) * wanted,
+            clip=1.0,
+            noise_multiplier=0.0,
+            expected_batch=1,
+            entropy=Entropy(bytes(32)),
+            engine=engine,
+            most_records=most_records,
+        ) as private:
+            (found,) = private.clipped_sum(
+                torch.tensor([[at, 0.0]]).expand(len(gradients), 2), torch.tensor(gradients)
+            )
+        return float(found.sum())
+
+    moved = total([*before, 1.0, *after]) - total([*before, *after])
+    assert abs(moved) <= 1.001  # it was 2

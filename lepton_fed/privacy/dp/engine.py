@@ -180,10 +180,16 @@ class DpSgd:
             (inputs[start : start + most], targets[start : start + most])
             for start in range(0, len(targets), most)
         )
-        sums = self._engine.clipped_sum(*next(parts))
+        first = self._engine.clipped_sum(*next(parts))
+        if most >= len(targets):
+            return first
+        # In float32 each addition rounds by how large the sum is by then, and a record that moves
+        # it would move all that comes after, too.
+        sums = [total.double() for total in first]
         for part in parts:
-            torch._foreach_add_(sums, self._engine.clipped_sum(*part))
-        return sums
+            for total, more in zip(sums, self._engine.clipped_sum(*part), strict=True):
+                total.add_(more)
+        return [total.float() for total in sums]
 
 
 def add_noise(total: Tensor, std: float, entropy: Entropy) -> None:

@@ -25,6 +25,7 @@ __all__ = ["Entropy"]
 
 _KEY_BYTES = 32
 _BLOCK = 1 << 14  # pairs: the buffers of a block take 320 KiB, which a core's own cache holds
+_SMALLEST_STD = 2.0**-80  # and its inverse the largest: far from where float32 ends
 _TAIL = 1 << 12  # of 2**32: radii made from smaller words get 53 more bits
 
 
@@ -103,11 +104,12 @@ class Entropy:
 
         Raises:
             ValueError: The array is not float32 or not contiguous, or the standard deviation is
-                negative or not finite.
+                neither 0 nor a number of which float32 keeps every digit, however small what is
+                drawn: rounded to zero it would be no noise.
         """
         if out.dtype != np.float32 or not out.flags.c_contiguous:
             raise ValueError("noise is added to contiguous float32 only")
-        if not 0 <= std < math.inf:
+        if not (std == 0 or _SMALLEST_STD <= std <= 1 / _SMALLEST_STD):
             raise ValueError(f"no such standard deviation: {std}")
         flat = out.reshape(-1)
         scratch = _BUFFERS.scratch

@@ -61,6 +61,9 @@ LEAST_SHARE = 100.0
 LEAST_NOISE = 0.05
 """Smallest noise multiplier: less costs far beyond any epsilon, and takes long to account for."""
 
+# A step has no noise yet, so nothing of it may depend on where float32 ends: one that makes weights
+# infinite is refused, and whoever chose weights and learning rate would learn of a record by it.
+_LEAST_MOVE, _LARGEST_MOVE = 1e-20, 1e12
 _SLACK = 1e-6  # of epsilon: another machine's arithmetic may differ in the last digits
 _TAIL = 10.0  # standard deviations of the sum's noise for which the ring has room
 
@@ -169,6 +172,8 @@ def shared_noise(agreement: Agreement, size: int) -> SharedNoise | None:
         raise _unsound(f"the run costs epsilon {cost:.4g}, and {record.epsilon:g} is said")
     training = task.training
     moves = training.learning_rate * record.clip / training.batch_size
+    if not _LEAST_MOVE <= moves <= _LARGEST_MOVE:
+        raise _unsound(f"a record that moves the sum by {moves:g}")
     return SharedNoise(noise, rate, honest_of(agreement), moves, size)
 
 

@@ -90,6 +90,8 @@ def test_a_run_at_every_bound_of_the_policy_is_allowed():
         (record(randomness="insecure_seeded"), "LF4618", ""),
         (record(randomness=""), "LF4618", ""),
         (record(clip=math.inf), "LF4607", ""),
+        (record(clip=1e-45), "LF4607", ""),  # in float32 its noise would be none
+        (record(clip=1e38), "LF4607", ""),  # noise does not hide that a sum is infinite
         (record(engine="ghost"), "LF4607", ""),
         (record(engine="none"), "LF4607", ""),
         (record(most_records=0), "LF4607", ""),

@@ -200,7 +200,7 @@ def test_streams_that_are_used_at_once_do_not_touch_each_other():
     assert all(np.array_equal(*pair) for pair in zip(alone, together, strict=True))
 
 
-@pytest.mark.parametrize("std", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("std", [-1.0, math.nan, math.inf, 1e-46, 6e-46, 1e38])
 def test_a_standard_deviation_that_is_none_is_refused(std):
     with pytest.raises(ValueError, match="standard deviation"):
         Entropy(KEY).add_normal(np.zeros(3, np.float32), std)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lepton_fed.config.schema import RecordPrivacy
+from lepton_fed.core.exchange import Ask, Reply
 from lepton_fed.core.task import Aggregation, Task, TrainingSpec
 from lepton_fed.privacy.dp.shared import shared_noise
+from lepton_fed.runs.folder import RunFolder
 from lepton_fed.strategies.base import DELTA
 
 from .masked_world import SIZE, Line, MaskedWorld, failing, lost, silent
@@ -60,6 +63,22 @@ def test_an_attempt_that_is_made_again_has_the_same_noise_in_each_site(tmp_path:
         if world.vault(name).stored() is not None:
             assert world.vault(name).words().tobytes() == before[name]
     assert all(len(group.names) >= 3 for group in groups)
+
+
+def test_one_gradient_never_gets_a_second_share(tmp_path: Path) -> None:
+    """What a site remembers is lost, or put back from an older copy; its stored answer is not."""
+    world = world_of(tmp_path, honest=3)
+    honest = world.update
+
+    def stored(name: str, ask: Ask) -> Reply:
+        return replace(honest(name, ask), again=world.answered[name, ask.round_number, True] > 1)
+
+    world.update = stored  # type: ignore[method-assign]
+    (_,) = world.sums(Line(world))
+    world.vaults.clear()
+    world.folder = RunFolder.create(tmp_path / "anew", "test", "conf: true\n")
+    assert world.sums(Line(world)) == []
+    assert {code for _, code in world.refusals()} == {"LF4517"}
 
 
 @pytest.mark.parametrize("phase", ["share", "mask"])

@@ -18,6 +18,7 @@ from lepton_fed.privacy.dp.engines.base import (
     quiet_hooks,
     trained_parameters,
 )
+from lepton_fed.privacy.dp.engines.pieces import Whole
 
 __all__ = ["HooksEngine", "forget", "without_rule"]
 
@@ -79,12 +80,8 @@ class HooksEngine:
             # In float64 the square of a float32 number neither vanishes nor overflows.
             [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in samples]
         ).norm(dim=0)
-        factors = clip_factors(norms, self._clip).float()
-        kept = factors > 0
-        if not bool(kept.all()):
-            # Zero times infinity is NaN, so such rows are left out, not scaled.
-            samples, factors = [sample[kept] for sample in samples], factors[kept]
-        return [torch.einsum("i,i...->...", factors, sample).contiguous() for sample in samples]
+        factors = clip_factors(norms, self._clip)
+        return [Whole(sample).weighted_sum(factors) for sample in samples]
 
     def _sample(self, parameter: nn.Parameter, batch: int) -> Tensor:
         """Return a parameter's gradient for each record; zeros for one that the loss ignores.

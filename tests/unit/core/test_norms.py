@@ -1,0 +1,23 @@
+"""Clipping to a norm brings no two vectors further apart: a record moves no more than before it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lepton_fed.core.norms import clipped, euclidean_norm
+
+BOUND = 1e4
+
+
+@pytest.mark.parametrize("beyond", [2e-7, 1e-6, 3e-6])
+@pytest.mark.parametrize("within", [1e-9, 5e-7, 2e-6])
+def test_there_is_no_step_at_the_bound(within: float, beyond: float) -> None:
+    direction = np.random.default_rng(0).normal(size=1000)
+    direction *= BOUND / np.linalg.norm(direction)
+    one, other = ((direction * (1 + r)).astype(np.float32) for r in (-within, beyond))
+    (near, _), (far, norm) = clipped(one, BOUND), clipped(other, BOUND)
+    assert norm == euclidean_norm(other) > BOUND >= euclidean_norm(far)
+    apart = np.linalg.norm(far.astype(np.float64) - near)
+    rounding = 2 * 2.0**-24 * BOUND
+    assert apart <= np.linalg.norm(other.astype(np.float64) - one) + rounding
