@@ -40,7 +40,7 @@ from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.planning import NoisePlan
 from lepton_fed.privacy.dp.shared import shared_noise
-from lepton_fed.privacy.secagg.plan import Shape, masked_layout
+from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.server.groups import GroupSum
 from lepton_fed.server.intake import MaskedIntake
 from lepton_fed.simulations.sequential import agreement_of

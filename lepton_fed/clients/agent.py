@@ -43,7 +43,7 @@ from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.identity.words import key_words
 from lepton_fed.privacy.client import client_noise
 from lepton_fed.privacy.dp.accounting import terms
-from lepton_fed.privacy.secagg.plan import require_post_quantum
+from lepton_fed.privacy.masked_plan import require_post_quantum
 from lepton_fed.runs.files import write_atomic, writing
 
 __all__ = ["Agent"]

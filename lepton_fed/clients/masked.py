@@ -25,18 +25,18 @@ from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.integers import Integers
 from lepton_fed.privacy.dp.shared import shared_noise
-from lepton_fed.privacy.secagg import masks
-from lepton_fed.privacy.secagg.context import Context, wipe
-from lepton_fed.privacy.secagg.member import Member, Rules
-from lepton_fed.privacy.secagg.messages import Advert, Confirmation, Envelope, FalseMessage
-from lepton_fed.privacy.secagg.packing import packed_words
-from lepton_fed.privacy.secagg.plan import (
+from lepton_fed.privacy.masked_plan import (
     Shape,
     context_of,
     masked_layout,
     roster_digest,
     serial_of,
 )
+from lepton_fed.privacy.secagg import masks
+from lepton_fed.privacy.secagg.context import Context, wipe
+from lepton_fed.privacy.secagg.member import Member, Rules
+from lepton_fed.privacy.secagg.messages import Advert, Confirmation, Envelope, FalseMessage
+from lepton_fed.privacy.secagg.packing import packed_words
 from lepton_fed.privacy.secagg.requests import (
     AdvertReply,
     AdvertRequest,

@@ -46,7 +46,7 @@ from lepton_fed.privacy.dp.planning import NoisePlan
 from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.ledger.book import RunName
 from lepton_fed.privacy.ledger.ledger import Ledger
-from lepton_fed.privacy.secagg.plan import require_one_vector
+from lepton_fed.privacy.masked_plan import require_one_vector
 from lepton_fed.strategies.base import SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit

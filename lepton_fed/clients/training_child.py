@@ -25,7 +25,7 @@ from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.digests import plain
 from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.errors import Problem, Refused, RunError
-from lepton_fed.privacy.secagg.plan import Shape
+from lepton_fed.privacy.masked_plan import Shape
 
 __all__ = ["TrainingChild"]
 

@@ -21,7 +21,7 @@ from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, TaskError, UpdateRefused
 from lepton_fed.privacy.client import ClientNoise, client_noise
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.secagg.plan import (
+from lepton_fed.privacy.masked_plan import (
     Shape,
     masked_layout,
     require_one_vector,

@@ -23,6 +23,13 @@ from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PublicKey
 from lepton_fed.privacy.client import client_noise, honest_sites
 from lepton_fed.privacy.dp.shared import shared_noise
+from lepton_fed.privacy.masked_plan import (
+    Shape,
+    context_of,
+    masked_layout,
+    roster_digest,
+    serial_of,
+)
 from lepton_fed.privacy.secagg.collector import Collector, TooFew
 from lepton_fed.privacy.secagg.member import Rules
 from lepton_fed.privacy.secagg.messages import (
@@ -33,13 +40,6 @@ from lepton_fed.privacy.secagg.messages import (
     Reveal,
 )
 from lepton_fed.privacy.secagg.packing import packed_bytes
-from lepton_fed.privacy.secagg.plan import (
-    Shape,
-    context_of,
-    masked_layout,
-    roster_digest,
-    serial_of,
-)
 from lepton_fed.privacy.secagg.requests import (
     AdvertReply,
     AdvertRequest,

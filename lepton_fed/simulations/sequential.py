@@ -23,7 +23,7 @@ from lepton_fed.errors import LeptonError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.privacy.dp.shared import noise_to_agree_on, shared_noise
-from lepton_fed.privacy.secagg.plan import Shape
+from lepton_fed.privacy.masked_plan import Shape
 from lepton_fed.runs.events import EventLog, Listener
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.runs.summary import RunSummary

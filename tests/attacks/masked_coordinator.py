@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lepton_fed.core.exchange import PhaseAsk, PhaseReply
-from lepton_fed.privacy.secagg.plan import roster_digest
+from lepton_fed.privacy.masked_plan import roster_digest
 from lepton_fed.privacy.secagg.requests import (
     AdvertReply,
     AdvertRequest,

@@ -25,8 +25,8 @@ from lepton_fed.config.schema import AggregationFloor, SecureAggregation
 from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, Reply
 from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.masked_plan import context_of, roster_digest
 from lepton_fed.privacy.secagg.member import Member, Rules
-from lepton_fed.privacy.secagg.plan import context_of, roster_digest
 from lepton_fed.privacy.secagg.requests import (
     AdvertRequest,
     ConfirmReply,

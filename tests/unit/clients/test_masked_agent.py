@@ -23,9 +23,9 @@ from lepton_fed.core.exchange import Offer, PhaseAsk, Reply, Update, ask_digest
 from lepton_fed.errors import DataError, Problem
 from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.roster import enrol, write_roster
+from lepton_fed.privacy.masked_plan import Shape, context_of, masked_layout, roster_digest
 from lepton_fed.privacy.secagg.member import Member, Rules
 from lepton_fed.privacy.secagg.messages import Advert
-from lepton_fed.privacy.secagg.plan import Shape, context_of, masked_layout, roster_digest
 from lepton_fed.privacy.secagg.requests import (
     AdvertReply,
     AdvertRequest,

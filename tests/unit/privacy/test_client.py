@@ -22,7 +22,7 @@ from lepton_fed.errors import Refused, TaskError
 from lepton_fed.privacy.client import client_noise, honest_sites, with_client_noise
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.secagg.plan import Shape, masked_layout
+from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.server.noised import central_sum
 from lepton_fed.strategies.base import DELTA
 

@@ -23,7 +23,7 @@ from lepton_fed.privacy.dp.shared import (
     noise_to_agree_on,
     shared_noise,
 )
-from lepton_fed.privacy.secagg.plan import Shape, masked_layout
+from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.strategies.base import DELTA
 
 SIZE = 2000

@@ -33,7 +33,7 @@ from lepton_fed.errors import LeptonError, Problem
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.privacy.dp.shared import noise_to_agree_on
-from lepton_fed.privacy.secagg.plan import Shape, masked_layout
+from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.privacy.secagg.vector import MaskedLayout, Opened
 from lepton_fed.runs.events import Event, EventLog, read_events
 from lepton_fed.runs.folder import RunFolder

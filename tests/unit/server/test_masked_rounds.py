@@ -17,10 +17,10 @@ from lepton_fed.config.schema import AggregationFloor, SecureAggregation
 from lepton_fed.core.exchange import PhaseAsk, PhaseReply, ask_digest
 from lepton_fed.errors import Problem
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.masked_plan import context_of, roster_digest
 from lepton_fed.privacy.secagg import keys
 from lepton_fed.privacy.secagg.member import Member, Rules
 from lepton_fed.privacy.secagg.messages import Advert, Cohort, Envelope
-from lepton_fed.privacy.secagg.plan import context_of, roster_digest
 from lepton_fed.privacy.secagg.requests import (
     AdvertReply,
     RevealReply,
