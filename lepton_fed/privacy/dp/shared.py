@@ -112,10 +112,6 @@ class SharedNoise:
         """
         return _TAIL * self.share_std(grid) * grid / math.sqrt(cohort)
 
-    def lost_to_rounding(self, grid: float) -> float:
-        """Return by which fraction the noise is larger because sums are rounded to the grid."""
-        return math.sqrt(self.size) * grid / self.moves
-
 
 def honest_of(agreement: Agreement) -> int:
     """Return how many sites of a sum are counted on to add their share.

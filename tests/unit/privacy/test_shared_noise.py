@@ -102,7 +102,9 @@ def test_a_coarse_ring_costs_noise(bits: int, lost: float):
     layout = masked_layout(agreed(bits=bits), SHAPE, train=True, evaluate=False)
     noise = shared_noise(agreed(bits=bits), SIZE)
     assert noise is not None
-    assert 0 < noise.lost_to_rounding(layout.encoding.grid) < lost
+    grid = layout.encoding.grid
+    whole = noise.share_std(grid) * grid * math.sqrt(noise.honest)
+    assert 1 < whole / (noise.noise_multiplier * noise.moves) < 1 + lost
     assert noise.share_std(layout.encoding.grid) >= LEAST_SHARE
 
 

@@ -11,72 +11,30 @@ can be mended from outside Opacus. The book-keeping engine is the same idea with
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lepton_fed.privacy.dp.engines.base import (
-    Loss,
-    clip_factors,
-    quiet_hooks,
-    trained_parameters,
-)
-from lepton_fed.privacy.dp.engines.hooks import forget, without_rule
+from lepton_fed.privacy.dp.engines.base import clip_factors, quiet_hooks
+from lepton_fed.privacy.dp.engines.hooks import OpacusEngine
 
 __all__ = ["GhostEngine"]
 
 
-class GhostEngine:
-    """Clipped sums by Opacus' ghost norms and two backward passes.
+class GhostEngine(OpacusEngine):
+    """Clipped sums by Opacus' ghost norms and two backward passes."""
 
-    Args:
-        model: The model.
-        loss: From outputs and targets to the loss of each record, ``[batch]``.
-        clip: Euclidean norm to which a record's gradient is clipped.
-    """
-
-    def __init__(self, model: nn.Module, loss: Loss, clip: float) -> None:
-        self._model = model
-        self._loss = loss
-        self._clip = clip
-        self._parameters = trained_parameters(model)
-        self._hooks: Any = None
-        self._bare: list[nn.Module] = []
-
-    @property
-    def without_rule(self) -> list[str]:
-        """Return the names of layers that Opacus has no rule for and runs a second time."""
-        return without_rule(self._model)
-
-    def __enter__(self) -> Self:
-        """Hang Opacus' hooks on the model."""
+    def _hung(self) -> Any:
         from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
             GradSampleHooksFastGradientClipping,
         )
 
-        self._bare = [m for m in self._model.modules() if not hasattr(m, "activations")]
-        self._hooks = GradSampleHooksFastGradientClipping(self._model, loss_reduction="sum")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Take the hooks off, and what they left."""
-        self._hooks.cleanup()
-        forget(self._bare, self._parameters)
+        return GradSampleHooksFastGradientClipping(self._model, loss_reduction="sum")
 
     def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Return the sum of the clipped gradients; see :class:`Engine`."""
-        forget(self._bare, self._parameters)
-        for parameter in self._parameters:
-            setattr(parameter, "grad_sample", None)  # noqa: B010 - Opacus' attribute, not torch's
-            setattr(parameter, "_forward_counter", 0)  # noqa: B010
-        self._model.zero_grad(set_to_none=True)
+        self._begin()
         self._hooks.enable_hooks()
         with quiet_hooks():
             losses = self._loss(self._model(inputs), targets)

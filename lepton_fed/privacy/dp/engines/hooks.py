@@ -20,14 +20,14 @@ from lepton_fed.privacy.dp.engines.base import (
 )
 from lepton_fed.privacy.dp.engines.pieces import Whole
 
-__all__ = ["HooksEngine", "forget", "without_rule"]
+__all__ = ["HooksEngine", "OpacusEngine", "without_rule"]
 
 _LEFT_ON_MODULES = ("activations", "max_batch_len")
 _LEFT_ON_PARAMETERS = ("grad_sample", "_forward_counter", "_norm_sample", "_current_grad_sample")
 
 
-class HooksEngine:
-    """Per-record gradients by Opacus' hooks.
+class OpacusEngine:
+    """What engines that hang Opacus' hooks on a model have in common.
 
     Args:
         model: The model.
@@ -48,12 +48,14 @@ class HooksEngine:
         """Return the names of layers that Opacus has no rule for and runs a second time."""
         return without_rule(self._model)
 
+    def _hung(self) -> Any:
+        """Return the hooks, hung on the model."""
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
         """Hang Opacus' hooks on the model."""
-        from opacus.grad_sample import GradSampleHooks
-
         self._bare = [m for m in self._model.modules() if not hasattr(m, "activations")]
-        self._hooks = GradSampleHooks(self._model, loss_reduction="sum")
+        self._hooks = self._hung()
         return self
 
     def __exit__(
@@ -64,15 +66,28 @@ class HooksEngine:
     ) -> None:
         """Take the hooks off, and what they left."""
         self._hooks.cleanup()
-        forget(self._bare, self._parameters)
+        _forget(self._bare, self._parameters)
 
-    def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return the sum of the clipped gradients; see :class:`Engine`."""
-        forget(self._bare, self._parameters)
+    def _begin(self) -> None:
+        """Leave nothing of the pass before."""
+        _forget(self._bare, self._parameters)
         for parameter in self._parameters:
             setattr(parameter, "grad_sample", None)  # noqa: B010 - Opacus' attribute, not torch's
             setattr(parameter, "_forward_counter", 0)  # noqa: B010
         self._model.zero_grad(set_to_none=True)
+
+
+class HooksEngine(OpacusEngine):
+    """Per-record gradients by Opacus' hooks."""
+
+    def _hung(self) -> Any:
+        from opacus.grad_sample import GradSampleHooks
+
+        return GradSampleHooks(self._model, loss_reduction="sum")
+
+    def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return the sum of the clipped gradients; see :class:`Engine`."""
+        self._begin()
         with quiet_hooks():
             self._loss(self._model(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
         samples = [self._sample(p, len(targets)) for p in self._parameters]
@@ -97,7 +112,7 @@ class HooksEngine:
         return parameter.new_zeros(batch, *parameter.shape)
 
 
-def forget(modules: list[nn.Module], parameters: list[nn.Parameter]) -> None:
+def _forget(modules: list[nn.Module], parameters: list[nn.Parameter]) -> None:
     """Drop what a pass left: one that broke off, or a layer that the loss ignores, leaves much.
 
     The next pass would take it for its own.
