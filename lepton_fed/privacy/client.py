@@ -78,7 +78,7 @@ class ClientNoise:
     @property
     def adjacency(self) -> str:
         """Return the name of the neighbouring relation."""
-        return ADJACENCY["site"]
+        return ADJACENCY
 
     @property
     def against(self) -> str:

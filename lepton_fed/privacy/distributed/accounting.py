@@ -69,10 +69,8 @@ __all__ = [
 
 Reals = npt.NDArray[np.float64]
 
-ADJACENCY = {"site": "zero-out-one-site", "record": "add-or-remove-one"}
-"""Neighbours, by what is protected: one site sends zeros and its noise, or one record more or less.
-
-How many sites there are is public in both."""
+ADJACENCY = "zero-out-one-site"
+"""Neighbours: one site sends zeros and its noise. How many sites there are is public."""
 
 _SAMPLING_ERROR = 2.0**-119  # of one coordinate of one share
 _MOST_ADDED = 1e-9  # by rounding, to the logarithm of a ratio, over all coordinates and rounds

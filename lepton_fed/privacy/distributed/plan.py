@@ -43,14 +43,11 @@ __all__ = [
     "DEVIATIONS",
     "Noise",
     "SharesPlan",
-    "Unit",
     "fewest_bits",
     "least_noise",
-    "plan_for_noise",
     "plan_shares",
 ]
 
-Unit = Literal["site", "record"]
 Noise = Literal["discrete-gaussian", "skellam"]
 
 DEVIATIONS = 4.0
@@ -72,12 +69,9 @@ class SharesPlan:
         sites: Sites in a sum, at most; public.
         honest: Sites whose shares count; at least so many are in every sum that is opened.
         size: Coordinates of an update.
-        clip: Largest norm of one protected unit.
+        clip: Largest norm of a site's update.
         noise_multiplier: Deviation of the noise of ``honest`` shares, over ``clip``.
         bits: Size of the ring in bits.
-        unit: What is protected: a site's whole update, or one record's gradient in it.
-        units: Protected units in a sum, at most (for accuracy only); the sites, or the records
-            that are expected in a batch of all of them.
         noise: Distribution of a share.
         beta: Probability, at most, with which a rounding is thrown away.
 
@@ -92,13 +86,11 @@ class SharesPlan:
     clip: float
     noise_multiplier: float
     bits: int
-    unit: Unit = "site"
-    units: int = 0
     noise: Noise = "discrete-gaussian"
     beta: float = BETA
 
     def __post_init__(self) -> None:
-        if not 1 <= self.honest <= self.sites or self.size < 1 or self.units < 0:
+        if not 1 <= self.honest <= self.sites or self.size < 1:
             raise ValueError(f"{self.honest} honest of {self.sites} sites, {self.size} coordinates")
         if not (0 < self.clip < math.inf and 0 < self.noise_multiplier < math.inf):
             raise ValueError(f"clip {self.clip}, noise multiplier {self.noise_multiplier}")
@@ -132,7 +124,7 @@ class SharesPlan:
     @cached_property
     def grid(self) -> float:
         """Return the distance of two neighbours of the grid: the finest that fits the ring."""
-        signal = (self.units or self.sites) * self.clip
+        signal = self.sites * self.clip
         variance = signal**2 / self.block + self.sites * self.share_deviation**2
         return math.sqrt(variance / self._ring_room)
 
@@ -148,65 +140,51 @@ class SharesPlan:
 
     @property
     def norm_limit(self) -> int:
-        """Return the largest squared norm of a site's rounded update, in units of the grid squared.
-
-        Raises:
-            ValueError: A record is the unit; then no such limit is needed.
-        """
-        if self.unit != "site":
-            raise ValueError("updates are limited only where a site is the unit")
+        """Return the largest squared norm of a site's rounded update, in grid units squared."""
         return squared_norm_limit(self.clip / self.grid, self.padded, self.beta)
 
     @property
     def squared_sensitivity(self) -> float:
-        """Return the square of the norm by which one unit moves the sum, in units of the grid.
+        """Return the square of the norm by which one site moves the sum, in units of the grid.
 
-        Of a site it is the limit that its rounded update is held to. A record moves a site's sum
-        by ``clip`` before rounding, and each coordinate by less than one unit more after it.
+        It is the limit that its rounded update is held to.
         """
-        if self.unit == "site":
-            return float(self.norm_limit)
-        return (self.clip / self.grid * (1 + 1e-9) + math.sqrt(self.padded)) ** 2
+        return float(self.norm_limit)
 
     @property
     def adjacency(self) -> str:
         """Return the name of the neighbouring relation."""
-        return ADJACENCY[self.unit]
+        return ADJACENCY
 
     def cost(self, rounds: int) -> Shares:
         """Return what ``rounds`` sums cost, to be asked for epsilon."""
         kind = DiscreteGaussianShares if self.noise == "discrete-gaussian" else SkellamShares
         return kind(self.share_sigma, self.honest, self.squared_sensitivity, self.padded, rounds)
 
-    def event(self, rounds: int, sampling_rate: float = 1.0) -> SampledGaussian:
+    def event(self, rounds: int) -> SampledGaussian:
         """Return the continuous Gaussian that ``rounds`` sums are post-processing of.
 
-        It can be composed with everything else that a ledger has. Mixing over a sample keeps
-        post-processing what it is, so a Poisson sample of records is credited as usual. A sample
-        of sites is not: the coordinator knows who takes part.
+        It can be composed with everything else that a ledger has. A sample of sites is not
+        credited: the coordinator knows who takes part.
 
         Args:
             rounds: How many sums are released.
-            sampling_rate: Probability with which each site has a record in a round's sum.
 
         Returns:
             The event. What it leaves out adds less than 1e-7 to epsilon and 1e-20 to delta, far
             below the grid of the privacy loss.
 
         Raises:
-            ValueError: Sites are sampled, or the noise is Skellam, of which nothing like it is
-                known.
+            ValueError: The noise is Skellam, of which nothing like it is known.
             TaskError: Shares are so small that the sum is not close to a Gaussian (LF3320).
         """
         cost = self.cost(rounds)
         if not isinstance(cost, DiscreteGaussianShares):
             raise ValueError("Skellam noise is accounted for by its Rényi divergences only")
-        if self.unit == "site" and sampling_rate < 1:
-            raise ValueError("sampled sites are known to the coordinator")
         noise, ratio = cost.dominating_gaussian()
         if ratio > _NO_RATIO:
             raise TaskError(_too_small(self.bits, self.sites))
-        return SampledGaussian(noise, sampling_rate, rounds)
+        return SampledGaussian(noise, 1.0, rounds)
 
     @property
     def _ring_room(self) -> float:
@@ -224,8 +202,6 @@ def plan_shares(
     size: int,
     clip: float,
     bits: int = 20,
-    unit: Unit = "site",
-    units: int = 0,
     noise: Noise = "discrete-gaussian",
 ) -> SharesPlan:
     """Return the plan with the least noise that keeps all rounds within epsilon.
@@ -237,10 +213,8 @@ def plan_shares(
         sites: Sites in a sum, at most.
         honest: Sites whose shares count.
         size: Coordinates of an update.
-        clip: Largest norm of one protected unit.
+        clip: Largest norm of a site's update.
         bits: Size of the ring in bits.
-        unit: What is protected.
-        units: Protected units in a sum, at most; 0 for one each site.
         noise: Distribution of a share.
 
     Raises:
@@ -261,9 +235,7 @@ def plan_shares(
         raise ValueError(f"epsilon {epsilon} at delta {delta} over {rounds} rounds")
 
     def plan(multiplier: float) -> SharesPlan:
-        return SharesPlan(
-            sites, honest, size, clip, multiplier, bits, unit=unit, units=units, noise=noise
-        )
+        return SharesPlan(sites, honest, size, clip, multiplier, bits, noise=noise)
 
     def cost(multiplier: float) -> float:
         try:
@@ -282,61 +254,6 @@ def plan_shares(
                 f"no amount of noise keeps {rounds} rounds of {size} coordinates in a ring of "
                 f"{bits} bits within epsilon {epsilon:g} at delta {delta:g}",
                 remedy="more bits, fewer rounds, or a larger epsilon",
-            )
-        )
-    return plan(found)
-
-
-def plan_for_noise(
-    noise_multiplier: float,
-    *,
-    rounds: int,
-    sites: int,
-    honest: int,
-    size: int,
-    clip: float,
-    bits: int = 20,
-    unit: Unit = "record",
-    units: int = 0,
-) -> SharesPlan:
-    """Return the plan with the least discrete Gaussian noise that costs no more than a Gaussian.
-
-    For sums over a Poisson sample of records, whose noise multiplier is calibrated with
-    :func:`lepton_fed.privacy.dp.accounting.noise_multiplier_for`.
-
-    Args:
-        noise_multiplier: Of the Gaussian; :meth:`SharesPlan.event` has at least this much.
-        rounds: How many sums are released.
-        sites: Sites in a sum, at most.
-        honest: Sites whose shares count.
-        size: Coordinates of an update.
-        clip: Largest norm of one protected unit.
-        bits: Size of the ring in bits.
-        unit: What is protected.
-        units: Protected units in a sum, as many as are expected.
-
-    Raises:
-        ValueError: A number is out of range.
-        TaskError: No amount of noise in this ring comes up to it (LF3321).
-    """
-
-    def plan(multiplier: float) -> SharesPlan:
-        return SharesPlan(sites, honest, size, clip, multiplier, bits, unit=unit, units=units)
-
-    def missing(multiplier: float) -> float:
-        try:
-            return noise_multiplier / plan(multiplier).event(rounds).noise_multiplier
-        except TaskError:
-            return math.inf
-
-    found = least_noise(missing, 1.0)
-    if found is None:
-        raise TaskError(
-            Problem(
-                "LF3321",
-                f"no amount of noise for {size} coordinates in a ring of {bits} bits comes up to "
-                f"a noise multiplier of {noise_multiplier:g}",
-                remedy="more bits, or a larger epsilon",
             )
         )
     return plan(found)

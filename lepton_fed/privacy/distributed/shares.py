@@ -29,7 +29,6 @@ Reals = npt.NDArray[np.float64]
 Ring = npt.NDArray[np.uint64]
 
 _LARGEST_UPDATE = 1e100  # of a coordinate, so that squares do not overflow
-_LARGEST_UNITS = 2.0**40  # of a coordinate, beyond it norms are not exact
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,7 @@ class NoisySum:
         """Return what a site sends: its update and its share of the noise.
 
         Args:
-            update: ``[size]`` floating point, finite. Where a site is the unit it is clipped here;
-                where a record is, it is a plain sum, made in float64, of gradients that were
-                clipped one by one.
+            update: ``[size]`` floating point, finite; it is clipped here.
             entropy: The site's own, from its operating system.
 
         Returns:
@@ -85,15 +82,9 @@ class NoisySum:
         if not float(np.abs(update).max(initial=0.0)) <= _LARGEST_UPDATE:
             raise ValueError(f"an update that is not finite, or beyond {_LARGEST_UPDATE:g}")
         units = self.rotation.apply(update)
-        if self.plan.unit == "site":
-            norm = math.sqrt(float(units @ units))
-            units *= min(1.0, self.plan.clip / norm if norm > 0 else 1.0) / self.plan.grid
-            return conditionally_rounded(units, self.plan.norm_limit, entropy)
-        units /= self.plan.grid
-        if np.abs(units).max(initial=0.0) >= _LARGEST_UNITS:
-            raise ValueError("a sum of gradients far beyond the grid")
-        # Up or down, each record moves a coordinate by its own part and less than one unit.
-        return np.rint(units).astype(np.int64)
+        norm = math.sqrt(float(units @ units))
+        units *= min(1.0, self.plan.clip / norm if norm > 0 else 1.0) / self.plan.grid
+        return conditionally_rounded(units, self.plan.norm_limit, entropy)
 
     def share(self, entropy: Entropy) -> Integers:
         """Return a site's share of the noise, ``[padded]`` int64 in units of the grid."""

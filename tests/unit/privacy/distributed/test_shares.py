@@ -11,11 +11,11 @@ from scipy import stats
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.errors import TaskError
 from lepton_fed.privacy.distributed.accounting import epsilon_of_gaussian
-from lepton_fed.privacy.distributed.plan import SharesPlan, fewest_bits, plan_for_noise, plan_shares
+from lepton_fed.privacy.distributed.plan import SharesPlan, fewest_bits, plan_shares
 from lepton_fed.privacy.distributed.rotation import Rotation
 from lepton_fed.privacy.distributed.rounding import squared_norm
 from lepton_fed.privacy.distributed.shares import NoisySum
-from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, noise_multiplier_for
+from lepton_fed.privacy.dp.accounting import epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.secagg.vector import MaskedLayout
 
@@ -116,27 +116,8 @@ def test_one_site_moves_the_sum_by_no_more_than_is_accounted_for():
         assert moved * plan.grid**2 > 1  # rounding did lengthen it
 
 
-def test_one_record_moves_a_sum_of_gradients_by_no_more_than_is_accounted_for():
-    plan = SharesPlan(3, 3, SIZE, 0.5, 4.0, 14, unit="record", units=60)
-    ends = noisy(plan)
-    records = updates(20, norm=0.5)
-    for left_out in range(20):
-        with_it = ends.quantised(records.sum(axis=0), entropy(0))
-        without = ends.quantised(np.delete(records, left_out, 0).sum(axis=0), entropy(0))
-        assert squared_norm(with_it - without) <= plan.squared_sensitivity
-    assert np.linalg.norm(records.sum(axis=0)) > 2 * plan.clip  # sums are not clipped
-    with pytest.raises(ValueError, match="unit"):
-        plan.norm_limit  # noqa: B018
-
-
-def test_neighbours_are_named():
-    assert SharesPlan(3, 3, 10, 1.0, 1.0, 20).adjacency == "zero-out-one-site"
-    assert SharesPlan(3, 3, 10, 1.0, 1.0, 20, unit="record").adjacency == "add-or-remove-one"
-
-
 @pytest.mark.parametrize("noise", ["discrete-gaussian", "skellam"])
-@pytest.mark.parametrize("unit", ["site", "record"])
-def test_a_plan_costs_its_epsilon_and_hardly_less(noise, unit):
+def test_a_plan_costs_its_epsilon_and_hardly_less(noise):
     plan = plan_shares(
         epsilon=2.0,
         delta=1e-6,
@@ -146,40 +127,19 @@ def test_a_plan_costs_its_epsilon_and_hardly_less(noise, unit):
         size=50_000,
         clip=0.7,
         bits=22,
-        unit=unit,
-        units=500,
         noise=noise,
     )
     assert 0.999 * 2.0 < plan.cost(30).epsilon(1e-6) <= 2.0
     assert plan.cost(31).epsilon(1e-6) > 2.0
 
 
-def test_sums_over_a_sample_of_records_cost_what_dp_sgd_with_the_same_noise_costs():
-    noise = noise_multiplier_for(3.0, 1e-5, SampledGaussian(1.0, 0.25, 100))
-    plan = plan_for_noise(
-        noise, rounds=100, sites=10, honest=7, size=650, clip=0.3, bits=24, units=360
-    )
-    assert noise <= plan.event(100, 0.25).noise_multiplier < 1.001 * noise
-    assert noise < plan.noise_multiplier < 1.005 * noise
-    assert epsilon_of([plan.event(100, 0.25)], 1e-5) <= 3.0
-    assert plan.event(100, 0.25).steps == 100
-    coarse = plan_for_noise(
-        noise, rounds=100, sites=10, honest=7, size=650, clip=0.3, bits=12, units=360
-    )
-    assert coarse.noise_multiplier > 1.05 * noise
-
-
 def test_an_event_says_what_the_rounds_cost_and_only_that():
     plan = plan_shares(epsilon=2, delta=1e-5, rounds=20, sites=10, honest=8, size=SIZE, clip=1.0)
     assert epsilon_of([plan.event(20)], 1e-5) == pytest.approx(2.0, rel=2e-3)
-    with pytest.raises(ValueError, match="sampled sites"):
-        plan.event(20, 0.5)
     with pytest.raises(ValueError, match="Skellam"):
         SharesPlan(3, 3, SIZE, 1.0, 1.0, 20, noise="skellam").event(1)
     with pytest.raises(TaskError, match="LF3320"):
         SharesPlan(250, 250, SIZE, 1.0, 1.0, 9).event(1)
-    with pytest.raises(TaskError, match="LF3321"):
-        plan_for_noise(50.0, rounds=1, sites=3, honest=3, size=10_000_000, clip=1.0, bits=9)
 
 
 def test_fewer_honest_sites_mean_larger_shares():
@@ -235,7 +195,6 @@ def test_what_cannot_be_is_refused_by_name():
         {"bits": 33},
         {"bits": 32, "noise": "skellam"},
         {"beta": 1.0},
-        {"units": -1},
     ],
 )
 def test_a_plan_out_of_range_is_refused(wrong):
@@ -263,9 +222,6 @@ def test_updates_that_are_no_updates_are_refused():
             ends.encode(update, entropy(0))
     with pytest.raises(ValueError, match="shape"):
         ends.encode(np.zeros(SIZE + 1), entropy(0))
-    records = noisy(SharesPlan(3, 3, SIZE, 1.0, 1.0, 20, unit="record"))
-    with pytest.raises(ValueError, match="beyond the grid"):
-        records.encode(np.full(SIZE, 1e12), entropy(0))
     with pytest.raises(ValueError, match="rotation"):
         NoisySum(ends.plan, Rotation.of_round(1, 1, SIZE + 1))
 
