@@ -84,6 +84,27 @@ def test_the_shares_of_the_honest_make_up_the_whole_noise():
     assert abs(errors.mean()) < 4 * wanted / math.sqrt(SIZE)
 
 
+@pytest.mark.parametrize("bits", [24, 32])
+def test_one_record_moves_the_rounded_sum_by_no_more_than_is_accounted_for(bits: int):
+    agreement = agreed(bits=bits)
+    noise = shared_noise(agreement, SIZE)
+    assert noise is not None
+    layout = masked_layout(agreement, SHAPE, train=True, evaluate=False)
+    grid, draws = layout.encoding.grid, np.random.default_rng(0)
+    most = noise.share_std(grid) * math.sqrt(noise.honest) / noise.noise_multiplier
+    largest = 0.0
+    for _ in range(20):
+        others, record = draws.normal(size=SIZE) * 0.01, draws.normal(size=SIZE)
+        record *= noise.moves / np.linalg.norm(record)
+        with_it, without = (
+            layout.encode({DELTA: update}, 1.0)[0][:SIZE].astype(np.int64)
+            for update in (others + record, others)
+        )
+        apart = (with_it - without + 2 ** (bits - 1)) % 2**bits - 2 ** (bits - 1)
+        largest = max(largest, float(np.linalg.norm(apart)))
+    assert noise.moves / grid < largest <= most  # rounding did lengthen it
+
+
 def test_the_ring_has_room_for_the_noise_of_all():
     agreement = agreed()
     noise = shared_noise(agreement, SIZE)
