@@ -276,6 +276,7 @@ class Agent:
             about,
             terms(record.sampler, record.delta),
             client.terms if client else "",
+            noised=agreement.privacy.is_noised,
         )
         return self._receipts.write(receipt) is not None
 

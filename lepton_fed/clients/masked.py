@@ -355,6 +355,8 @@ class MaskedSite:
         # the sum of all. How many there are belongs to the layout.
         if reply.counts is not None and np.isfinite(reply.counts).all():
             counts, notes["evaluation"] = reply.counts, "inside the masked vector"
+            if self._agreement.privacy.is_noised:
+                notes["outside epsilon"] = "evaluation"
         try:
             noise = self._share_of_noise(layout, notes) if ask.train else None
             if reply.update is not None and self._client:

@@ -99,7 +99,13 @@ class Receipt:
 
 
 def receipt_of(
-    reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = "", client: str = ""
+    reply: Reply,
+    ask: Ask,
+    about: Mapping[str, str],
+    terms: str = "",
+    client: str = "",
+    *,
+    noised: bool = False,
 ) -> Receipt:
     """Return the receipt of a reply.
 
@@ -110,12 +116,14 @@ def receipt_of(
             task, policy.
         terms: What the run's epsilon depends on, in words; empty without record-level DP.
         client: What client-level DP protects of the update, in words; empty without.
+        noised: Whether the run has an epsilon, which then does not cover some of the numbers.
 
     Returns:
         The receipt, without the hash of the one before; :meth:`Receipts.write` adds that.
     """
     vectors: dict[str, VectorRecord] = {}
     numbers: dict[str, str] = {}
+    outside: list[str] = []
     if reply.update is not None:
         for name, vector in reply.update.vectors.items():
             vectors[name] = _record(vector, reply.update.norms.get(name))
@@ -124,12 +132,17 @@ def receipt_of(
             numbers["client-level DP"] = client
     if reply.counts is not None:
         numbers["evaluation"] = f"{len(reply.counts)} counts on held-out rows"
+        outside.append("evaluation")
     if reply.epsilon is not None:
         numbers["epsilon"] = _exact(reply.epsilon)
+        outside.append("epsilon (the row count shows in it)")
         if terms:
             numbers["epsilon holds for"] = terms
     if reply.noise_multiplier is not None:
         numbers["noise multiplier"] = _exact(reply.noise_multiplier)
+        outside.append("noise multiplier (the row count shows in it)")
+    if noised and outside:
+        numbers["outside epsilon"] = ", ".join(outside)
     if reply.again:
         numbers["sent again"] = "the stored answer to the same ask; nothing was trained"
     return Receipt(

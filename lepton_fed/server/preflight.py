@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lepton_fed.config.agreement import Agreement
@@ -15,18 +16,15 @@ from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
 from lepton_fed.privacy.client import client_noise, with_client_noise
+from lepton_fed.privacy.dp.shared import noise_to_agree_on, shared_noise
+from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.runs.checks import Checklist
-from lepton_fed.server.intake import require_sites
+from lepton_fed.server.intake import plan_aggregation, require_sites, shape_of
+from lepton_fed.strategies.base import Strategy
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 
-__all__ = [
-    "check_server",
-    "check_strategy",
-    "check_task",
-    "describe_client_noise",
-    "describe_encoding",
-]
+__all__ = ["check_server", "check_strategy", "check_sums", "check_task"]
 
 
 def check_server(conf: ServerConf) -> Checklist:
@@ -37,18 +35,15 @@ def check_server(conf: ServerConf) -> Checklist:
     """
     checks = Checklist()
     kit = check_task(checks, conf.task, conf.seed)
-    check_strategy(checks, conf.strategy)
+    strategy = check_strategy(checks, conf.strategy)
     checks.add(
         "signing key",
         lambda: load_private_key(Path(conf.signing_key)),
         lambda key: fingerprint(key.public_key()),
     )
     checks.add("roster", lambda: _check_roster(conf), str)
-    checks.add("aggregation", lambda: _describe_sums(conf), str)
-    if kit is not None and conf.privacy.client.enabled:
-        checks.add(
-            "client-level DP", lambda: describe_client_noise(conf, kit, _sites_of(conf)), str
-        )
+    if kit is not None and strategy is not None:
+        check_sums(checks, conf, kit, strategy, lambda: _sites_of(conf))
     checks.add(
         "certificate",
         lambda: check_certificate(Path(conf.tls.certificate)),
@@ -60,10 +55,6 @@ def check_server(conf: ServerConf) -> Checklist:
         lambda _: "the certificate's; only its owner reads it",
     )
     return checks
-
-
-def _describe_sums(conf: ServerConf) -> str:
-    return describe_encoding(conf, _sites_of(conf))
 
 
 def _sites_of(conf: ServerConf) -> int:
@@ -92,30 +83,68 @@ def check_task(checks: Checklist, task: Task, seed: int) -> TaskKit | None:
     )
 
 
-def check_strategy(checks: Checklist, conf: StrategyConf) -> None:
+def check_strategy(checks: Checklist, conf: StrategyConf) -> Strategy | None:
     """Check that a strategy can be made, and say what it needs."""
-    checks.add(
+    return checks.add(
         "strategy",
         lambda: build_strategy(conf),
         lambda strategy: f"{strategy.name}, needs {strategy.server.needs}",
     )
 
 
-def describe_encoding(conf: ServerConf | SimulationConf, sites: int) -> str:
-    """Return how updates are added, in words.
+def check_sums(
+    checks: Checklist,
+    conf: ServerConf | SimulationConf,
+    kit: TaskKit,
+    strategy: Strategy,
+    sites: Callable[[], int],
+) -> None:
+    """Check that updates can be added, and noised in the sum if they are to be, as in a run.
 
     Args:
+        checks: Where the lines go.
         conf: The conf.
-        sites: Number of sites.
-
-    Raises:
-        TaskError: The ring has no room for the cohort, or the cohort is too small to hide an
-            update.
+        kit: The task's kit.
+        strategy: The strategy.
+        sites: Returns the number of sites; it may raise.
     """
-    secure, task = conf.privacy.secure_aggregation, conf.task
-    require_sites(secure, conf.rounds.cohort_size(sites), sites)
-    bits = secure.bits if secure.enabled else PLAIN_BITS
-    encoding = plan_encoding(task, conf.rounds.cohort_size(sites), bits)
+    privacy, size = conf.privacy, kit.layout.size
+
+    def offer() -> Agreement:
+        cohort = conf.rounds.cohort_size(sites())
+        rounds = conf.rounds.count
+        noise = noise_to_agree_on(privacy, rounds)
+        agreement = Agreement(
+            "check", conf.task, conf.strategy, rounds, conf.seed, privacy, cohort, noise
+        )
+        return with_client_noise(agreement, size)
+
+    planned = True
+    if privacy.record.is_shared:
+        shown = checks.add("shared noise", lambda: _describe_shared_noise(offer(), size), str)
+        planned = shown is not None
+    if privacy.client.enabled:
+        shown = checks.add("client-level DP", lambda: _describe_client_noise(offer(), size), str)
+        planned = planned and shown is not None
+    if planned:  # what is wrong with the noise is said once
+
+        def sums() -> str:
+            require_sites(privacy.secure_aggregation, conf.rounds.cohort_size(sites()), sites())
+            agreement = offer()
+            plan_aggregation(agreement, strategy, kit.layout, kit.plan, sites())
+            return _describe_encoding(agreement, shape_of(strategy, kit.layout, kit.plan))
+
+        checks.add("aggregation", sums, str)
+
+
+def _describe_encoding(agreement: Agreement, shape: Shape) -> str:
+    """Return how updates are added, in words."""
+    task, secure = agreement.task, agreement.privacy.secure_aggregation
+    encoding = (
+        masked_layout(agreement, shape, train=True, evaluate=True).encoding
+        if secure.enabled
+        else plan_encoding(task, agreement.cohort, PLAIN_BITS)
+    )
     error = encoding.error_bound(1, 1.0)
     how = "masked: the coordinator sees sums alone" if secure.enabled else "plain"
     text = (
@@ -128,22 +157,21 @@ def describe_encoding(conf: ServerConf | SimulationConf, sites: int) -> str:
     return f"{text}; a site of one row loses {lost:.1f} bits to its weight"
 
 
-def describe_client_noise(conf: ServerConf | SimulationConf, kit: TaskKit, sites: int) -> str:
-    """Return what client-level DP takes, in words.
-
-    Args:
-        conf: The conf, with client-level DP.
-        kit: The task's kit.
-        sites: Number of sites.
-
-    Raises:
-        TaskError: It does not go with the rest, or no amount of noise reaches the target.
-    """
-    cohort, size = conf.rounds.cohort_size(sites), kit.layout.size
-    offer = Agreement(
-        "check", conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy, cohort
+def _describe_shared_noise(agreement: Agreement, size: int) -> str:
+    """Return what record-level noise that the sites share takes, in words."""
+    noise, record = shared_noise(agreement, size), agreement.privacy.record
+    if noise is None:
+        return "off"
+    return (
+        f"epsilon {record.epsilon:g} for all rounds; noise multiplier "
+        f"{noise.noise_multiplier:.3g} in the sum of a round while {noise.honest} of "
+        f"{agreement.cohort} sites add their share; holds against the coordinator and the others"
     )
-    noise = client_noise(with_client_noise(offer, size), size)
+
+
+def _describe_client_noise(agreement: Agreement, size: int) -> str:
+    """Return what client-level DP takes, in words."""
+    noise, cohort = client_noise(agreement, size), agreement.cohort
     if noise is None:
         return "off"
     return (

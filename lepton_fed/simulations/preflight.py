@@ -6,12 +6,7 @@ from collections.abc import Sequence
 
 from lepton_fed.config.schema import RecordPrivacy, SimulationConf
 from lepton_fed.runs.checks import Checklist
-from lepton_fed.server.preflight import (
-    check_strategy,
-    check_task,
-    describe_client_noise,
-    describe_encoding,
-)
+from lepton_fed.server.preflight import check_strategy, check_sums, check_task
 from lepton_fed.simulations.population import SiteRows, populate
 from lepton_fed.simulations.sequential import plan_privacy
 from lepton_fed.training.device import devices_of
@@ -27,27 +22,19 @@ def check_simulation(conf: SimulationConf) -> Checklist:
     """
     checks = Checklist()
     kit = check_task(checks, conf.task, conf.seed)
-    check_strategy(checks, conf.strategy)
+    strategy = check_strategy(checks, conf.strategy)
     checks.add(
         "device", lambda: devices_of(conf.device), lambda devices: ", ".join(map(str, devices))
     )
     population = checks.add("data", lambda: populate(conf), _describe_rows)
-    if population is not None:
-        checks.add(
-            "aggregation",
-            lambda: describe_encoding(conf, len(population)),
-            lambda text: text,
-        )
     if kit is not None and population is not None and conf.privacy.record.enabled:
         checks.add(
             "privacy",
             lambda: plan_privacy(conf, kit, population),
             lambda noise: _describe_noise(noise, conf.privacy.record),
         )
-    if kit is not None and conf.privacy.client.enabled:
-        checks.add(
-            "client-level DP", lambda: describe_client_noise(conf, kit, conf.sites.count), str
-        )
+    if kit is not None and strategy is not None and population is not None:
+        check_sums(checks, conf, kit, strategy, lambda: len(population))
     return checks
 
 

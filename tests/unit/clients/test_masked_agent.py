@@ -17,7 +17,13 @@ import pytest
 from lepton_fed.clients import supervisor
 from lepton_fed.clients.agent import Agent
 from lepton_fed.clients.receipts import Receipts
-from lepton_fed.config.schema import AggregationFloor, Privacy, PrivacyFloor, SecureAggregation
+from lepton_fed.config.schema import (
+    AggregationFloor,
+    Privacy,
+    PrivacyFloor,
+    RecordPrivacy,
+    SecureAggregation,
+)
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.exchange import Offer, PhaseAsk, Reply, Update, ask_digest
 from lepton_fed.errors import DataError, Problem
@@ -193,8 +199,23 @@ def test_what_leaves_in_each_phase_is_written_down_in_plain_words(run):
     assert masked.numbers["masked with"] == "east, north, west"
     assert "nobody can read it alone" in masked.numbers["masked vector"]
     assert masked.numbers["evaluation"] == "inside the masked vector"
+    assert "outside epsilon" not in masked.numbers, "there is none"
     assert masked.numbers["clip"] == f"{BOUND:g}"
     assert (masked.run, masked.round, masked.site) == ("run-1", 1, "north")
+
+
+def test_under_dp_counts_inside_the_masked_vector_are_written_down_as_outside_epsilon(run):
+    privacy = replace(
+        run.agreement.privacy,
+        record=RecordPrivacy(enabled=True, epsilon=1.0),
+        outside_epsilon=["evaluation"],
+    )
+    run.agreement = replace(run.agreement, privacy=privacy)
+    layout = masked_layout(run.agreement, SHAPE, train=True, evaluate=True)
+    run.context = context_of(run.agreement, SHAPE, layout, run.digest, serial=1, attempt=1)
+    site = run.offered()
+    assert site.phased(run.share(site)).refusal is None
+    assert run.receipts()[-1].numbers["outside epsilon"] == "evaluation"
 
 
 def test_counts_that_may_not_leave_are_not_in_the_masked_vector_either(run, conf):

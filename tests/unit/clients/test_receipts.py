@@ -91,6 +91,19 @@ def test_a_receipt_holds_what_left_with_every_digit():
     assert (found.task, found.policy, found.refusal) == ("b" * 64, "c" * 64, "")
 
 
+def test_under_dp_a_receipt_lists_what_epsilon_does_not_cover():
+    listed = receipt_of(REPLY, ASK, ABOUT, noised=True).numbers["outside epsilon"]
+    assert [word.split(" (")[0] for word in listed.split(", ")] == [
+        "evaluation", "epsilon", "noise multiplier",
+    ]  # fmt: skip
+    silent = replace(REPLY, counts=None, epsilon=None, noise_multiplier=None)
+    for numbers in (
+        receipt_of(silent, ASK, ABOUT, noised=True).numbers,
+        receipt_of(REPLY, ASK, ABOUT).numbers,  # without DP there is no epsilon to be outside of
+    ):
+        assert "outside epsilon" not in numbers
+
+
 def test_a_row_count_as_weight_is_written_in_full():
     counted = replace(REPLY, update=replace(REPLY.update, weight=12_345_678.0))
     assert receipt_of(counted, ASK, ABOUT).numbers["weight"] == "12345678.0"

@@ -29,7 +29,7 @@ REPLY = Reply(
 
 def written(number: int) -> Receipt:
     ask = Ask("a" * 64, "l", number, True, True, {})
-    return receipt_of(REPLY, ask, ABOUT, "delta", "this site's whole part")
+    return receipt_of(REPLY, ask, ABOUT, "delta", "this site's whole part", noised=True)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lepton_fed.simulations.preflight import check_simulation
 
 
@@ -46,6 +48,31 @@ def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(loa
     assert "while 2 sites of a sum add their share" in details["client-level DP"]
     _, codes, _ = found(load(*masked, "privacy.client.epsilon=1e-9"))
     assert codes == {"client-level DP": "LF3321"}
+
+
+def test_shared_noise_is_described_with_the_grid_that_leaves_room_for_it(load):
+    masked = ("privacy.secure_aggregation.enabled=true", "task.training.steps=1")
+    shared = (
+        "privacy.record={enabled: true, noise: shared, sampling_rate: 0.5, honest: 2}",
+        "task.training.epochs=null", "task.training.momentum=0", "task.training.optimiser=sgd",
+        "task.training.batch_size=100", "task.training.learning_rate=50",
+        "task.aggregation={weight: equal, norm_bound: 0.001}",
+    )  # fmt: skip
+    details, codes, _ = found(load(*masked, *shared))
+    assert codes == {}
+    said = details["shared noise"]
+    assert said.startswith("epsilon 8 for all rounds; noise multiplier ")
+    assert "while 2 of 3 sites add their share" in said
+    bare, _, _ = found(load(*masked, *shared[1:]))
+    grids = [float(re.search("grid ([^,]+),", text["aggregation"])[1]) for text in (bare, details)]
+    assert grids[1] > 10 * grids[0], "the noise is larger than any update"
+
+
+def test_what_a_run_would_refuse_of_strategy_and_noise_is_found(load):
+    masked = "privacy.secure_aggregation.enabled=true"
+    median = ("strategy.name=flower", "strategy.arguments.strategy=FedMedian")
+    _, codes, _ = found(load(masked, *median))
+    assert codes == {"aggregation": "LF3403"}
 
 
 def test_several_failures_are_reported_together(load, tmp_path):
