@@ -15,8 +15,9 @@ help:  ## List the targets
 demo: $(VENV)/.run  ## Train, export, sign, verify and use a model: the whole line, offline
 	$(BIN)/lepton-fed demo --out demo
 
+# A file's tests stay together: they share what it starts.
 test: $(VENV)/.dev  ## Run the tests but for the slow ones
-	$(BIN)/python -m pytest -m "not slow and not gpu and not faults and not soak and not audit"
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile -m "not slow and not gpu and not faults and not soak and not audit"
 
 audit: $(VENV)/.dev  ## Audit the training: sound runs pass, planted faults are found (under a minute)
 	$(BIN)/python -m pytest -m audit tests/attacks

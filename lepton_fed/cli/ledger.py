@@ -22,6 +22,7 @@ Conf = Annotated[Path, typer.Option("--conf", help="The site's conf.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
 _CONF = Path("conf/client.yaml")
 _LONGEST = 200  # a run's name is the coordinator's
+_MOST_UNCOUNTED = 5
 
 
 @app.command("show")
@@ -29,15 +30,16 @@ def show(overrides: Overrides = None, conf: Conf = _CONF, as_json: AsJson = Fals
     """Print what was spent by run, what is reserved, and what remains of the budget."""
     loaded = _loaded(conf, overrides, as_json)
     with guarded(as_json=as_json, loaded=loaded):
-        from lepton_fed.clients.own_ledger import open_ledger
+        from lepton_fed.clients.own_ledger import open_ledger, uncounted_runs
         from lepton_fed.privacy.ledger.export import statement_of
 
         budget = loaded.conf.budget
         ledger = open_ledger(loaded.conf)
         said = statement_of(ledger.book, budget.delta)
+        uncounted = uncounted_runs(loaded.conf)
         if as_json:
             about = {"dataset": budget.dataset, "budget": budget.epsilon, "left": ledger.left}
-            print_json({**about, "statement": said})
+            print_json({**about, "uncounted": uncounted, "statement": said})
             return
         _print(said)
         stdout().print(
@@ -45,6 +47,8 @@ def show(overrides: Overrides = None, conf: Conf = _CONF, as_json: AsJson = Fals
             f"at delta {budget.delta:g} is spent, {ledger.left:.4g} is neither spent nor reserved",
             markup=False,
         )
+        if uncounted:
+            _print_uncounted(uncounted)
 
 
 @app.command("verify")
@@ -224,6 +228,18 @@ def _confirm(agreed: bool, what: str) -> None:
     if not typer.confirm("Go on?"):
         stdout().print("nothing was changed")
         raise typer.Exit(4)
+
+
+def _print_uncounted(runs: list[str]) -> None:
+    from lepton_fed.core.exchange import legible
+
+    more = f" and {len(runs) - _MOST_UNCOUNTED} more" if len(runs) > _MOST_UNCOUNTED else ""
+    names = ", ".join(legible(run, _LONGEST) for run in runs[:_MOST_UNCOUNTED])
+    stdout().print(
+        f"not counted: {names}{more} trained without record-level DP, and nothing bounds what that "
+        "tells of a record; `lepton-fed receipts` lists what left",
+        markup=False,
+    )
 
 
 def _spent(said: Statement, dataset: str) -> float:

@@ -34,6 +34,7 @@ __all__ = [
     "open_ledger",
     "signed_head",
     "signed_properly",
+    "uncounted_runs",
 ]
 
 HEAD_TYPE = "application/vnd.lepton-fed.ledger-head.v1+json"
@@ -156,6 +157,22 @@ def head_in(receipts: Receipts) -> Head | None:
         if found := _SIGNED.fullmatch(receipt.ledger):
             return Head(int(found[1]), found[2])
     return None
+
+
+def uncounted_runs(conf: ClientConf) -> list[str]:
+    """Return the runs that the site sent something to and no ledger counts, by name.
+
+    They are those without record-level DP: nothing bounds what they tell of a record.
+
+    Args:
+        conf: The site's conf.
+
+    Raises:
+        Refused: LF4641, a receipt is malformed.
+        RunError: One cannot be read.
+    """
+    receipts = Receipts(Path(conf.state) / "receipts").newest_first()
+    return sorted({each.run for each in receipts if each.vectors and not each.ledger})
 
 
 def check_receipts(conf: ClientConf, ledger: Ledger) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lepton_fed.clients.receipts import Receipts, receipt_of
 from lepton_fed.config.load import load_conf
 from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.errors import Problem
 from lepton_fed.identity.keys import generate_key
 from lepton_fed.privacy.dp.accounting import SampledGaussian
 from lepton_fed.privacy.ledger.book import RunName
@@ -89,6 +91,21 @@ def test_the_same_as_json(kept):
     assert (found["dataset"], found["budget"], found["left"]) == ("wards", 8.0, kept.left)
     assert found["statement"]["datasets"][0]["spent"] == kept.spent
     assert [r["charges"] for r in found["statement"]["runs"]] == [2, 1]
+
+
+def test_runs_that_no_ledger_counts_are_named(conf, kept):
+    receipts = Receipts(Path(conf.state) / "receipts")
+    update = Update("l", {"delta": np.ones(2, np.float32)}, 1.0)
+    ask = Ask("a" * 64, "l", 1, True, False, {})
+    refusal = Reply("north", refusal=Problem("LF4605", "x"))
+    for name, reply in (("bare", Reply("north", update)), ("one", Reply("north", update)),
+                        ("refused", refusal)):  # fmt: skip
+        receipt = receipt_of(reply, ask, {**ABOUT, "run": name})
+        receipts.write(replace(receipt, ledger="1 a b" if name == "one" else ""))
+    said = run().stdout
+    assert "not counted: bare trained without record-level DP" in said.replace("\n", " ")
+    assert "refused" not in said
+    assert json.loads(run("--json").stdout)["uncounted"] == ["bare"]
 
 
 def test_a_changed_ledger_is_one_screen_and_exit_code_4(kept):
