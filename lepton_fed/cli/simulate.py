@@ -108,7 +108,9 @@ def privacy_lines(summary: RunSummary) -> list[str]:
             f"while {summary.honest} sites of a sum add theirs"
         )
     else:
-        from_whom = "            each site adds the whole noise: it holds against everyone"
+        from_whom = (
+            f"            each site adds the whole noise: it holds against everyone{_cost(summary)}"
+        )
     insecure = [
         "            INSECURE: noise and batches came from the run's seed; whoever knows it takes "
         "the noise off, and epsilon holds for nobody"
@@ -122,6 +124,16 @@ def privacy_lines(summary: RunSummary) -> list[str]:
         from_whom,
         *lines,
     ]
+
+
+def _cost(summary: RunSummary) -> str:
+    """Return what it costs that each site adds all of the noise."""
+    if not summary.rounds:
+        return ""
+    sites = sum(site.rounds for site in summary.sites) / summary.rounds
+    if sites < 2:
+        return ""
+    return f"; the mean has {math.sqrt(sites):.1f} times the noise that sites can share"
 
 
 _NOISES = {

@@ -80,7 +80,8 @@ def test_both_guarantees_of_one_run_are_told_each_by_itself(tmp_path: Path) -> N
     assert summary.client is not None
     text = "\n".join(privacy_lines(summary))
     assert "each record: at most epsilon as above at delta 1e-05" in text
-    assert "each site adds the whole noise: it holds against everyone" in text
+    whole = "each site adds the whole noise: it holds against everyone; the mean has "
+    assert f"{whole}3.2 times the noise that sites can share" in text
     assert "each site's whole part: epsilon" in text
     assert f"it holds against {summary.client.against}" in text
 
