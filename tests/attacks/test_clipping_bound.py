@@ -129,6 +129,17 @@ def test_a_norm_that_vanishes_in_single_precision_does_not_let_a_record_pass() -
 
 
 @pytest.mark.parametrize("engine", SAFE)
+def test_a_record_moves_a_sum_of_thousands_no_further_than_a_small_one(engine: EngineName) -> None:
+    """In float32 such a sum is rounded by a hundred times more than is allowed."""
+    torch.manual_seed(4)
+    model = nn.Linear(30, 2)
+    inputs = torch.randn(1, 30).expand(20_008, 30)
+    sums = [added(engine, model, inputs[:count], 1.0) for count in range(20_000, 20_008)]
+    for fewer, more in itertools.pairwise(sums):
+        assert float((more - fewer).norm()) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("engine", SAFE)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
 def test_a_record_that_overflows_counts_as_zero_beside_others(
     engine: EngineName, value: float

@@ -439,7 +439,7 @@ def test_pieces_say_the_same_in_every_form():
         whole = outer.whole()
         torch.testing.assert_close(outer.squared_norms(), whole.squared_norms(), rtol=1e-6, atol=0)
         for piece in (outer, whole):
-            wanted = torch.einsum("b,b...->...", factors.float(), whole.values)
+            wanted = torch.einsum("b,b...->...", factors, whole.values.double())
             torch.testing.assert_close(piece.weighted_sum(factors), wanted, rtol=1e-5, atol=1e-6)
     index = torch.tensor([[2, 2, 0], [1, 0, 1], [0, 1, 2], [2, 2, 2]])
     gradients = torch.randn(4, 3, 5, generator=draws)
@@ -453,7 +453,10 @@ def test_pieces_say_the_same_in_every_form():
         table.squared_norms().float(), wanted.flatten(1).square().sum(1), rtol=1e-5, atol=0
     )
     torch.testing.assert_close(
-        table.weighted_sum(factors), torch.einsum("b,b...->...", factors.float(), wanted)
+        table.weighted_sum(factors),
+        torch.einsum("b,b...->...", factors, wanted.double()),
+        rtol=1e-6,
+        atol=1e-6,
     )
     both = joined([table, Whole(wanted)])
     torch.testing.assert_close(both.whole().values, 2 * wanted)

@@ -160,10 +160,13 @@ class DpSgd:
         std = self._noise_multiplier * self._clip
         for parameter, total in zip(self._parameters, clipped, strict=True):
             add_noise(total, std, self._entropy)
-            parameter.grad = total.div_(self._expected_batch)
+            parameter.grad = total.div_(self._expected_batch).to(parameter.dtype)
 
     def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return the sum of the records' clipped gradients, one tensor a parameter; no noise.
+        """Return the sum of the records' clipped gradients, a float64 tensor a parameter; no noise.
+
+        What it is rounded to comes after the noise. In float32 a sum of thousands would be rounded
+        by more than a small part of what one record may move it.
 
         A record whose gradient overflows counts as zero: whatever the weights are, one record
         changes the sum by at most ``clip``, and the sum is finite. (Were the sum NaN, the failure
@@ -174,29 +177,24 @@ class DpSgd:
             targets: ``[batch]``.
         """
         if len(targets) == 0:
-            return [torch.zeros_like(p) for p in self._parameters]
+            return [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
         most = self._most_records or len(targets)
         parts = (
             (inputs[start : start + most], targets[start : start + most])
             for start in range(0, len(targets), most)
         )
-        first = self._engine.clipped_sum(*next(parts))
-        if most >= len(targets):
-            return first
-        # In float32 each addition rounds by how large the sum is by then, and a record that moves
-        # it would move all that comes after, too.
-        sums = [total.double() for total in first]
+        sums = self._engine.clipped_sum(*next(parts))
         for part in parts:
             for total, more in zip(sums, self._engine.clipped_sum(*part), strict=True):
                 total.add_(more)
-        return [total.float() for total in sums]
+        return sums
 
 
 def add_noise(total: Tensor, std: float, entropy: Entropy) -> None:
     """Add Gaussian noise to a tensor, in place; on the CPU without a copy.
 
     Args:
-        total: float32, of any shape, on any device.
+        total: float32 or float64, of any shape, on any device.
         std: Standard deviation of the noise.
         entropy: Where the noise comes from.
     """

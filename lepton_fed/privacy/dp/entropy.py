@@ -94,21 +94,23 @@ class Entropy:
         self.add_normal(out, 1.0)
         return out
 
-    def add_normal(self, out: npt.NDArray[np.float32], std: float) -> None:
-        """Add independent Gaussian numbers to an array, in place.
+    def add_normal(
+        self, out: npt.NDArray[np.float32] | npt.NDArray[np.float64], std: float
+    ) -> None:
+        """Add independent Gaussian numbers, drawn in float32, to an array, in place.
 
         Args:
-            out: Of any shape, float32, C-contiguous; ``tensor.numpy()`` of a torch tensor on the
-                CPU shares its memory.
+            out: Of any shape, float32 or float64, C-contiguous; ``tensor.numpy()`` of a torch
+                tensor on the CPU shares its memory.
             std: Standard deviation of what is added.
 
         Raises:
-            ValueError: The array is not float32 or not contiguous, or the standard deviation is
+            ValueError: The array is of another type or not contiguous, or the standard deviation is
                 neither 0 nor a number of which float32 keeps every digit, however small what is
                 drawn: rounded to zero it would be no noise.
         """
-        if out.dtype != np.float32 or not out.flags.c_contiguous:
-            raise ValueError("noise is added to contiguous float32 only")
+        if out.dtype not in (np.float32, np.float64) or not out.flags.c_contiguous:
+            raise ValueError("noise is added to contiguous float32 or float64 only")
         if not (std == 0 or _SMALLEST_STD <= std <= 1 / _SMALLEST_STD):
             raise ValueError(f"no such standard deviation: {std}")
         flat = out.reshape(-1)

@@ -206,9 +206,19 @@ def test_a_standard_deviation_that_is_none_is_refused(std):
         Entropy(KEY).add_normal(np.zeros(3, np.float32), std)
 
 
-@pytest.mark.parametrize("out", [np.zeros(3), np.zeros(6, np.float32)[::2], np.zeros(3, np.int32)])
+def test_float64_gets_the_same_numbers_added_without_rounding_the_sum():
+    one, other = (Entropy.insecurely_seeded(3, "a") for _ in range(2))
+    narrow, wide = np.zeros(70_001, np.float32), np.full(70_001, 1e8)
+    one.add_normal(narrow, 2.0)
+    other.add_normal(wide, 2.0)
+    assert np.array_equal(wide, 1e8 + narrow.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    "out", [np.zeros(3, np.float16), np.zeros(6, np.float32)[::2], np.zeros(3, np.int32)]
+)
 def test_what_noise_cannot_be_added_to_in_place_is_refused(out):
-    with pytest.raises(ValueError, match="contiguous float32"):
+    with pytest.raises(ValueError, match="contiguous float32 or float64"):
         Entropy(KEY).add_normal(out, 1.0)
 
 

@@ -42,7 +42,7 @@ class Engine(Protocol):
         ...
 
     def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return the sum of the records' clipped gradients, a new tensor for each parameter.
+        """Return the sum of the records' clipped gradients, a new float64 tensor a parameter.
 
         Args:
             inputs: ``[batch, ...]``, at least one record.

@@ -108,12 +108,14 @@ class BookKeepingEngine:
             whole = {p: joined(parts) for p, parts in pieces.items() if parts}
             pieces.clear()
             if not whole:
-                return [torch.zeros_like(p) for p in self._parameters]
+                return [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
             norms = torch.stack([piece.squared_norms() for piece in whole.values()]).sum(0).sqrt()
             factors = clip_factors(norms, self._clip)
             return [
                 # What is summed is let go at once: the largest are the last to be needed.
-                whole.pop(p).weighted_sum(factors) if p in whole else torch.zeros_like(p)
+                whole.pop(p).weighted_sum(factors)
+                if p in whole
+                else torch.zeros_like(p, dtype=torch.float64)
                 for p in self._parameters
             ]
 

@@ -44,12 +44,15 @@ class GhostEngine(OpacusEngine):
             if not bool(kept.all()):
                 # Zero times infinity is NaN, so such records are left out, not scaled.
                 if not bool(kept.any()):
-                    return [torch.zeros_like(p) for p in self._parameters]
+                    return [torch.zeros_like(p, dtype=torch.float64) for p in self._parameters]
                 return self.clipped_sum(inputs[kept], targets[kept])
             self._hooks.disable_hooks()
             self._model.zero_grad(set_to_none=True)
             losses.backward(factors.to(losses.dtype))  # type: ignore[no-untyped-call]
-        sums = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        sums = [
+            torch.zeros_like(p, dtype=torch.float64) if p.grad is None else p.grad.double()
+            for p in self._parameters
+        ]
         self._model.zero_grad(set_to_none=True)
         return sums
 

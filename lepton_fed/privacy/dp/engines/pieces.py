@@ -15,10 +15,10 @@ an upper bound on what the record adds to the sum, whatever rounding does:
 * A single outer product has the norm ``|a| |g|`` without any cancellation.
 * Only a sum of outer products can cancel, so that rounding is large beside what is left. There
   products and sums are float64 too, and the largest error of the norm is added to it.
-* Sums over records are float64: in float32 each of thousands of additions rounds, up or down by how
-  far the sum is, and a record that moves it moves all that is rounded after it (S. Casacuberta,
-  M. Shoemate, S. Vadhan, C. Wagaman: Widespread Underestimation of Sensitivity in Differentially
-  Private Libraries and How to Fix It. CCS 2022).
+* Sums over records are float64, and stay so until they have their noise: in float32 each of
+  thousands of additions rounds, up or down by how far the sum is, and a record that moves it moves
+  all that is rounded after it (S. Casacuberta, M. Shoemate, S. Vadhan, C. Wagaman: Widespread
+  Underestimation of Sensitivity in Differentially Private Libraries and How to Fix It. CCS 2022).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Piece(Protocol):
             factors: ``[batch]`` float64; zero leaves a record out, whatever its gradient is.
 
         Returns:
-            A new float32 tensor of the parameter's shape.
+            A new float64 tensor of the parameter's shape.
         """
         ...
 
@@ -83,7 +83,7 @@ class Whole:
         for start in range(0, len(flat), step):
             part = slice(start, start + step)
             total += factors[part] @ flat[part].double()
-        return total.float().view(self.values.shape[1:])
+        return total.view(self.values.shape[1:])
 
     def whole(self) -> Whole:
         """Return itself."""
@@ -144,7 +144,7 @@ class Outer:
             part = slice(start, start + step)
             scaled = gradients[part].double().mul_(factors[part, None, None])
             total.addmm_(scaled.flatten(0, 1).mT, inputs[part].double().flatten(0, 1))
-        return total.float().view(self.shape)
+        return total.view(self.shape)
 
     def whole(self) -> Whole:
         """Return the gradients in full."""
@@ -195,7 +195,7 @@ class Rows:
         index, values, factors = _kept(factors, self.index, self.values)
         total = values.new_zeros(self.count, values.shape[2], dtype=torch.float64)
         scaled = values.double().mul_(factors[:, None, None])
-        return total.index_add_(0, index.flatten(), scaled.flatten(0, 1)).float()
+        return total.index_add_(0, index.flatten(), scaled.flatten(0, 1))
 
     def whole(self) -> Whole:
         """Return the gradients in full."""
