@@ -14,7 +14,7 @@ from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
-from lepton_fed.privacy.client import client_noise, with_client_noise
+from lepton_fed.privacy.client import ClientNoise, client_noise, with_client_noise
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.intake import require_sites
 from lepton_fed.strategies.build import build_strategy
@@ -149,5 +149,16 @@ def describe_client_noise(conf: ServerConf | SimulationConf, kit: TaskKit, sites
     return (
         f"epsilon {noise.epsilon:.3g} for all rounds; noise multiplier "
         f"{noise.noise_multiplier:.3g}, {noise.mean_deviation(cohort):.2g} on each coordinate of a "
-        f"mean of {cohort} updates of norm {noise.clip:g}; holds against {noise.against}"
+        f"mean of {cohort} updates of norm {noise.clip:g}{_followed(noise, cohort)}; holds against "
+        f"{noise.against}"
+    )
+
+
+def _followed(noise: ClientNoise, cohort: int) -> str:
+    """Return in words what moves the norm, and how well it is known; empty where it stays."""
+    if noise.quantile is None:
+        return ""
+    return (
+        f" at first; the norm then follows the {noise.quantile:g} quantile of theirs (the fraction "
+        f"within it is known to {noise.fraction_deviation(cohort):.2g} in a round)"
     )
