@@ -150,6 +150,15 @@ def _client_lines(client: ClientGuarantee) -> list[str]:
     return [
         f"            each site's whole part: epsilon {epsilon:g} at "
         f"delta {client.delta:g} for all rounds (zero out one site, {how}, multiplier "
-        f"{client.noise_multiplier:.4g}, clip {client.clip:g})",
+        f"{client.noise_multiplier:.4g}, clip {client.clip:g}{_moved(client)})",
         f"            it holds against {client.against}",
     ]
+
+
+def _moved(client: ClientGuarantee) -> str:
+    """Return where the norm came to; empty where it stayed."""
+    if client.quantile is None or client.last_clip is None:
+        return ""
+    return (
+        f", then the {client.quantile:g} quantile of the norms: {client.last_clip:.4g} at the end"
+    )

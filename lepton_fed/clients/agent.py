@@ -41,7 +41,7 @@ from lepton_fed.identity.pinned import PinnedRoster
 from lepton_fed.identity.roster import Roster
 from lepton_fed.identity.signature import PrivateKey, PublicKey
 from lepton_fed.identity.words import key_words
-from lepton_fed.privacy.client import client_noise
+from lepton_fed.privacy.client import client_noise, noise_of_round
 from lepton_fed.privacy.dp.accounting import terms
 from lepton_fed.privacy.masked_plan import require_post_quantum
 from lepton_fed.runs.files import write_atomic, writing
@@ -269,7 +269,10 @@ class Agent:
             return True  # a sentence about the coordinator's own mistake, and nothing else
         agreement = self._agreed[ask.agreement]
         record = agreement.privacy.record
-        client = client_noise(agreement, 1)  # not masked, so no shares: the size does not matter
+        client = None
+        if reply.update is not None:  # else the norm that the ask tells may be out of bounds
+            # Not masked, so no shares: the size does not matter.
+            client = noise_of_round(client_noise(agreement, 1), ask.clip, train=ask.train)
         receipt = receipt_of(
             reply,
             ask,
@@ -346,7 +349,7 @@ def _bare(problem: Problem) -> Problem:
 _SAYABLE = frozenset(
     {
         *(f"LF46{number:02d}" for number in (*range(1, 13), 20, 21)),
-        *(f"LF45{number:02d}" for number in range(14, 19)),
+        *(f"LF45{number:02d}" for number in range(14, 20)),
         *("LF4175", "LF4176", "LF4501", "LF4502", "LF4503", "LF4506", "LF4512", "LF5310", "LF5314"),
     }
 )

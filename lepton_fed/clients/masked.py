@@ -20,7 +20,7 @@ from lepton_fed.config.schema import AggregationFloor
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
 from lepton_fed.errors import Problem, Refused, RunError
 from lepton_fed.identity.signature import PrivateKey, PublicKey
-from lepton_fed.privacy.client import client_noise
+from lepton_fed.privacy.client import ClientNoise, client_noise, noise_of_round
 from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.integers import Integers
@@ -67,6 +67,7 @@ class _Round:
     layout: MaskedLayout
     context: Context
     digest: str
+    client: ClientNoise | None
 
 
 class MaskedSite:
@@ -202,7 +203,6 @@ class MaskedSite:
         notes = {
             "masked with": ", ".join(member.state.senders),
             "masked vector": f"{words.size} numbers of {bits} bits; nobody can read it alone",
-            "clip": f"{self._agreement.norm_bound:g}",
             **stored.notes,
         }
         return PhaseReply(
@@ -260,13 +260,14 @@ class MaskedSite:
         layout = masked_layout(
             agreement, self._shape, train=serial <= agreement.rounds, evaluate=ask.evaluate
         )
+        client = noise_of_round(self._client, ask.clip, train=ask.train)
         attempt = 1 if later else asked.attempt
         if not 1 <= attempt <= _MOST_ATTEMPTS:
             raise FalseMessage("", f"at most {_MOST_ATTEMPTS} attempts are made at a round")
         context = context_of(
             agreement, self._shape, layout, self._roster_digest, serial=serial, attempt=attempt
         )
-        return _Round(ask, serial, layout, context, ask_digest(ask))
+        return _Round(ask, serial, layout, context, ask_digest(ask), client)
 
     def _next(self, asked: PhaseAsk) -> _Round:
         """Return the first attempt at the round after this one."""
@@ -328,7 +329,7 @@ class MaskedSite:
 
     def _make_vector(self, about: _Round) -> None:
         """Train or evaluate and store what would leave, unless that was done for this very ask."""
-        stored, ask, layout = self._vault.stored(), about.ask, about.layout
+        stored, ask, layout, client = self._vault.stored(), about.ask, about.layout, about.client
         if stored is not None and stored.serial == about.serial:
             if stored.ask != about.digest:
                 raise Refused(
@@ -339,7 +340,7 @@ class MaskedSite:
         reply = self._answer(ask)
         if reply.refusal is not None:
             raise Refused([reply.refusal])
-        shares = self._noise is not None or (self._client is not None and self._client.shares)
+        shares = self._noise is not None or (client is not None and client.shares)
         if shares and ask.train and reply.again:
             # Its share may have left once, if what was remembered of it is lost or an older copy.
             # With another one, the same update would be in two sums under two noises.
@@ -359,16 +360,20 @@ class MaskedSite:
                 notes["outside epsilon"] = "evaluation"
         try:
             noise = self._share_of_noise(layout, notes) if ask.train else None
-            if reply.update is not None and self._client:
-                notes["client-level DP"] = self._client.terms
-                if self._client.shares:
-                    ends, entropy = self._client.noisy_sum(ask.round_number), Entropy.from_system()
-                    for name, vector in reply.update.vectors.items():
-                        vectors[name] = ends.encode(vector, entropy)
+            if reply.update is not None and client:
+                notes["client-level DP"] = client.terms
+                for name, vector in reply.update.vectors.items():
+                    # Only here is it known: what comes from training is clipped already.
+                    joint = client.vector(vector, over=norms[name] > client.clip)
+                    vectors[name] = joint
+                    if client.shares:
+                        ends = client.noisy_sum(ask.round_number)
+                        vectors[name] = ends.encode(joint, Entropy.from_system())
             words, _ = layout.encode(vectors, weight, counts, noise)
         except ValueError as error:
             raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
-        bound = self._agreement.norm_bound
+        bound = client.site_bound if client else self._agreement.task.aggregation.norm_bound
+        notes["clip"] = f"{bound:g}"
         before = max(norms.values(), default=0.0)
         if ask.train:
             lost = layout.encoding.bits_lost_to_weight(weight)

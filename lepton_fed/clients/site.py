@@ -39,7 +39,7 @@ from lepton_fed.models.build import (
     write_local,
     write_vector,
 )
-from lepton_fed.privacy.client import client_noise
+from lepton_fed.privacy.client import client_noise, noise_of_round
 from lepton_fed.privacy.dp.accounting import Event, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.planning import NoisePlan
@@ -129,7 +129,7 @@ class Site:
         record = agreement.privacy.record
         if agreement.task != kit.task:
             raise ValueError("the agreement is for another task than the kit")
-        client_noise(agreement, kit.layout.size)
+        self._client = client_noise(agreement, kit.layout.size)
         require_one_vector(agreement, rule.vectors)
         if record.enabled:
             check_trainable(kit, record, len(devices))
@@ -304,7 +304,7 @@ class Site:
             delta = read_vector(model, kit.layout)
             delta -= received
         vectors, state = self._rule.update(memory, delta, trained.steps, trained.learning_rate)
-        return self._bounded(vectors), state
+        return self._bounded(vectors, ask), state
 
     def _check_run(self, ledger: Ledger, event: Event, round_number: int) -> None:
         """Refuse a round that brings the run beyond the epsilon that was agreed to.
@@ -323,9 +323,10 @@ class Site:
                         remedy="rounds that were trained twice are charged twice; end the run here")
             )  # fmt: skip
 
-    def _bounded(self, vectors: Mapping[str, Vector]) -> Update:
+    def _bounded(self, vectors: Mapping[str, Vector], ask: Ask) -> Update:
         """Return the update with each vector scaled down to the norm that was agreed to."""
-        bound = self._agreement.norm_bound
+        client = noise_of_round(self._client, ask.clip, train=True)
+        bound = client.site_bound if client else self._kit.task.aggregation.norm_bound
         bounded: dict[str, Vector] = {}
         norms: dict[str, float] = {}
         for name, vector in vectors.items():
@@ -369,6 +370,7 @@ class Site:
 
         if ask.agreement != self._digest:
             raise refuse("LF4501", "the ask is for another agreement than this site's")
+        noise_of_round(self._client, ask.clip, train=ask.train)
         if ask.layout != kit.layout.digest:
             raise refuse("LF4502", "the model's layout is not the one this task gives here")
         if not 1 <= ask.round_number <= agreement.rounds:

@@ -139,6 +139,7 @@ class TrainingChild:
             "train": ask.train,
             "evaluate": ask.evaluate,
             "limit_s": ask.limit_s,
+            "clip": ask.clip,
         }
         head, arrays = self._ask({"do": "answer", "ask": fields}, ask.vectors, limit_s, _HUNG_LOOKS)
         update = None

@@ -40,12 +40,6 @@ class Agreement:
     client_noise: float = 0.0
 
     @property
-    def norm_bound(self) -> float:
-        """Return the norm to which a site clips its update."""
-        bound, client = self.task.aggregation.norm_bound, self.privacy.client
-        return min(bound, client.clip) if client.enabled else bound
-
-    @property
     def digest(self) -> str:
         """Return the canonical SHA-256 digest, 64 hexadecimal digits."""
-        return digest_of("lepton-fed agreement 4", self)
+        return digest_of("lepton-fed agreement 5", self)

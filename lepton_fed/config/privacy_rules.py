@@ -8,7 +8,10 @@ from lepton_fed.config.schema import Privacy
 from lepton_fed.core.task import Schedule, Task
 from lepton_fed.errors import Problem
 
-__all__ = ["client_problems", "record_problems", "shared_problems"]
+__all__ = ["LEAST_CLIP", "client_problems", "record_problems", "shared_problems"]
+
+LEAST_CLIP = 2.0**-60
+"""Smallest norm to which updates are clipped: their squares are far from where float32 ends."""
 
 _MOST_BITS = {"discrete_gaussian": 32, "skellam": 28}
 
@@ -121,11 +124,17 @@ def client_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Probl
             "task.aggregation.weight",
             "set it to equal",
         )
-    if not 0 < client.clip <= task.aggregation.norm_bound:
+    if not LEAST_CLIP <= client.clip <= task.aggregation.norm_bound:
         yield _client_problem(
             "updates are to be clipped to a norm that none of them may have",
             "privacy.client.clip",
-            "more than 0, and at most task.aggregation.norm_bound",
+            f"at least {LEAST_CLIP:.2g}, and at most task.aggregation.norm_bound",
+        )
+    if client.quantile is not None and not 0 < client.quantile < 1:
+        yield _client_problem(
+            "the norm is to follow no quantile",
+            "privacy.client.quantile",
+            "between 0 and 1, as 0.5 for the median; null for a norm that stays",
         )
     if privacy.record.is_shared:
         yield _client_problem(

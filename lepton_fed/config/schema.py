@@ -157,8 +157,16 @@ class ClientPrivacy:
     )
     clip: float = setting(
         1.0,
-        "Euclidean norm to which a site's update is clipped; at most task.aggregation.norm_bound.",
+        "Euclidean norm to which a site's update is clipped, with a `quantile` in the first round; "
+        "at most task.aggregation.norm_bound.",
         above=0,
+    )
+    quantile: float | None = setting(
+        None,
+        "Fraction of the updates that shall be within the norm: it follows that quantile of their "
+        "norms from round to round, for 5 % more noise. Null for a norm that stays.",
+        above=0,
+        below=1,
     )
     noise: Literal["coordinator", "shared"] = setting(
         "shared",

@@ -66,6 +66,8 @@ class Ask:
         vectors: The model and what the strategy sends beside it, by name.
         limit_s: Seconds after which the coordinator no longer waits, as far as it knows; 0 when it
             does not. Beyond it the site would work for nothing, and miss the next round too.
+        clip: Norm to which updates are clipped in this round, where client-level DP lets it follow
+            their norms; 0 where it does not.
     """
 
     agreement: str
@@ -75,11 +77,12 @@ class Ask:
     evaluate: bool
     vectors: Mapping[str, Vector]
     limit_s: float = 0.0
+    clip: float = 0.0
 
 
 def ask_digest(ask: Ask) -> str:
     """Return the SHA-256 of everything in an ask but its time limit, 64 hexadecimal digits."""
-    head = {name: getattr(ask, name) for name in ("agreement", "layout", "round_number")}
+    head = {name: getattr(ask, name) for name in ("agreement", "layout", "round_number", "clip")}
     digests = {
         name: hashlib.sha256(np.ascontiguousarray(vector, "<f4").data).hexdigest()
         for name, vector in ask.vectors.items()

@@ -179,13 +179,27 @@ def _client(client: ClientGuarantee | None) -> list[str]:
         "neighbours when all updates of one site are zero in one of them; that the site took part "
         f"is public. It holds against {escape(client.against)}.",
         "",
-        f"- Mechanism: each update is clipped to Euclidean norm {figure(client.clip)}; the sum of "
-        f"a round has {noise} noise, its standard deviation "
-        f" {figure(client.noise_multiplier)} times that norm"
+        f"- Mechanism: each update is clipped to Euclidean norm {figure(client.clip)}"
+        + _moved(client)
+        + f"; the sum of a round has {noise} noise, its standard deviation "
+        f"{figure(client.noise_multiplier)} times "
+        + ("that norm" if client.quantile is None else "1.05 times the round's norm")
         + (f" once {client.honest} sites have added their share." if client.honest else "."),
         "- Several runs with the same site add up.",
         "",
     ]
+
+
+def _moved(client: ClientGuarantee) -> str:
+    """Return where the norm came to; empty where it stayed."""
+    if client.quantile is None:
+        return ""
+    last = "" if client.last_clip is None else f", {figure(client.last_clip)} after the last"
+    return (
+        f" in the first round and then to a norm that follows the {figure(client.quantile)} "
+        f"quantile of the norms{last}; how many updates were longer is released with the sum, "
+        "under the same noise"
+    )
 
 
 _NOISES = {"discrete_gaussian": "discrete Gaussian", "skellam": "Skellam"}

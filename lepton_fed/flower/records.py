@@ -7,6 +7,7 @@ UpdateRefused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -78,6 +79,7 @@ def ask_to_record(ask: Ask) -> RecordDict:
             "train": ask.train,
             "evaluate": ask.evaluate,
             "limit_s": ask.limit_s,
+            "clip": ask.clip,
         }
     )
     return RecordDict({_HEAD: head, _VECTORS: _arrays(ask.vectors)})
@@ -87,9 +89,12 @@ def record_to_ask(record: RecordDict) -> Ask:
     """Return the ask that records hold.
 
     Raises:
-        UpdateRefused: A field is missing or of another type.
+        UpdateRefused: A field is missing or of another type, or the norm is not finite.
     """
     head = _head(record)
+    clip: float = _field(head, "clip", float)
+    if not math.isfinite(clip):
+        raise _refusal(f"a norm of {clip} to clip to")
     return Ask(
         agreement=_field(head, "agreement", str),
         layout=_field(head, "layout", str),
@@ -98,6 +103,7 @@ def record_to_ask(record: RecordDict) -> Ask:
         evaluate=_field(head, "evaluate", bool),
         vectors=_vectors(record),
         limit_s=_field(head, "limit_s", float),
+        clip=clip,
     )
 
 

@@ -14,7 +14,7 @@ from lepton_fed.core.digests import digest_of
 from lepton_fed.core.encoding import plan_encoding
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.identity.signature import PublicKey
-from lepton_fed.privacy.client import client_noise
+from lepton_fed.privacy.client import client_noise, least_clip
 from lepton_fed.privacy.dp.shared import LEAST_SHARE, shared_noise
 from lepton_fed.privacy.secagg.context import Context
 from lepton_fed.privacy.secagg.keys import post_quantum_available
@@ -72,8 +72,8 @@ def masked_layout(
 
     Raises:
         TaskError: LF3401, the ring has no room for the cohort at the task's bounds, and for the
-            noise where sites share it; LF3340, client-level DP covers one vector, and there are
-            others.
+            noise where sites share it, or is too coarse for a norm that moves; LF3340, client-level
+            DP covers one vector, and there are others.
         Refused: LF4620, the shared noise is not sound; LF4630, client-level DP is not.
     """
     bits, cohort = agreement.privacy.secure_aggregation.bits, agreement.cohort
@@ -90,7 +90,19 @@ def masked_layout(
     client = client_noise(agreement, shape.size) if train else None
     if client:
         require_one_vector(agreement, shape.vectors)
-        size = client.shares.padded if client.shares else size
+        size = client.shares.padded if client.shares else client.coordinates
+        least = (
+            0.0
+            if client.shares or client.quantile is None
+            else least_clip(encoding.grid, client.coordinates)
+        )
+        if client.clip < least:
+            raise TaskError(
+                Problem("LF3401", f"a ring of {bits} bits is too coarse for updates of norm "
+                        f"{client.clip:g}: at least {least:.2g}", key="privacy.client.clip",
+                        remedy="a larger norm, more privacy.secure_aggregation.bits, or a smaller "
+                        "task.aggregation.norm_bound")
+            )  # fmt: skip
     try:
         return MaskedLayout(encoding, names, size, shape.counts if evaluate else 0)
     except ValueError as error:

@@ -149,6 +149,12 @@ def _roster(event: Event) -> str:
     return f"roster version {event['version']}: {'; '.join(parts)}"
 
 
+def _followed(event: Event) -> str:
+    """Return in words what the norm follows that updates are clipped to; empty where it stays."""
+    quantile = event.get("quantile")
+    return f" at first, and then to the {quantile:g} quantile of their norms" if quantile else ""
+
+
 _NOTES: Mapping[str, Callable[[Event], str]] = {
     "sites.awaited": lambda e: f"waiting for {', '.join(e['sites'])}",
     "roster.changed": _roster,
@@ -165,6 +171,7 @@ _NOTES: Mapping[str, Callable[[Event], str]] = {
     "client_dp.planned": lambda e: (
         f"a site's whole part costs epsilon {e['epsilon']:.3g}: noise of {e['mean_deviation']:.2g} "
         f"on each coordinate of a mean of {e['cohort']} updates clipped to {e['clip']:g}"
+        f"{_followed(e)}"
     ),
     "secagg.abandoned": lambda e: f"round {e['round']}: no sum could be made: {e['why']}",
     "secagg.counts_refused": lambda e: f"round {e['round']}: counts: {e['why']} ({e['code']})",

@@ -41,9 +41,12 @@ class ClientGuarantee:
         against: Whom it holds against, in words.
         noise: Who added the noise: ``coordinator`` or ``shared``.
         mechanism: Its distribution.
-        clip: Norm to which updates were clipped.
-        noise_multiplier: Standard deviation of the noise that is counted on, over ``clip``.
+        clip: Norm to which updates were clipped, where it moved in the first round.
+        noise_multiplier: Standard deviation of the noise that is counted on, over the norm of what
+            a site added to the sum: ``clip``, or 1.05 times a round's norm where it moved.
         honest: Sites that are counted on to add a share; 0 where the coordinator added the noise.
+        quantile: Which quantile of the updates' norms the norm followed; None where it stayed.
+        last_clip: The norm after the last round; None in runs of before it could move.
     """
 
     epsilon: float
@@ -55,6 +58,8 @@ class ClientGuarantee:
     clip: float
     noise_multiplier: float
     honest: int = 0
+    quantile: float | None = None
+    last_clip: float | None = None
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,7 @@ def execute(
             rounds=agreement.rounds,
             cohort=agreement.cohort,
             mean_deviation=client.mean_deviation(max(1, agreement.cohort)),
+            quantile=client.quantile,
         )
     outcome = run(coordinator, standing)
     about = {"layout": kit.layout.digest, "task": conf.task.digest, "digest": outcome.digest}
@@ -251,7 +252,7 @@ def outside_epsilon(conf: SimulationConf | ServerConf) -> list[str]:
     return list(conf.privacy.outside_epsilon) if conf.rounds.evaluate else []
 
 
-def _guarantee(client: ClientNoise) -> ClientGuarantee:
+def _guarantee(client: ClientNoise, last_clip: float) -> ClientGuarantee:
     """Return what the summary says of client-level DP."""
     return ClientGuarantee(
         epsilon=client.epsilon,
@@ -263,6 +264,8 @@ def _guarantee(client: ClientNoise) -> ClientGuarantee:
         clip=client.clip,
         noise_multiplier=client.noise_multiplier,
         honest=client.honest,
+        quantile=client.quantile,
+        last_clip=last_clip or client.clip,
     )
 
 
@@ -319,5 +322,5 @@ def _summary(
         ],
         masked=masked,
         honest=honest_of(agreement) if record.is_shared else 0,
-        client=_guarantee(client) if client else None,
+        client=_guarantee(client, outcome.record.clip) if client else None,
     )

@@ -20,7 +20,6 @@ from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, TaskError, UpdateRefused
 from lepton_fed.privacy.client import ClientNoise, client_noise
-from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.masked_plan import (
     Shape,
     masked_layout,
@@ -29,7 +28,7 @@ from lepton_fed.privacy.masked_plan import (
 )
 from lepton_fed.server.admission import admit
 from lepton_fed.server.groups import GroupSum
-from lepton_fed.server.noised import central_sum, masked_mean
+from lepton_fed.server.noised import PlainSum, masked_mean
 from lepton_fed.server.spill import Spill
 from lepton_fed.strategies.base import DELTA, Each, Means, Strategy, Sum
 from lepton_fed.training.noise import require_plain_site
@@ -140,11 +139,14 @@ class Intake:
         cohort: Largest number of updates.
         sites: Number of sites of the run.
         spill: Folder for single updates; only made when the strategy needs them.
-        client: Client-level noise that is added to the sum here; None for none.
+        client: The round's client-level noise, which is added to the sum here; None for none.
 
     Raises:
         TaskError: The ring has no room for the cohort at the task's bounds.
     """
+
+    clip: float | None = None
+    """Norm of the next round, once the sum is read; None without client-level DP."""
 
     def __init__(
         self,
@@ -159,7 +161,7 @@ class Intake:
     ) -> None:
         self._sites = sites
         self._layout = layout
-        self._noised = central_sum(client, layout.size) if client else None
+        self._noised = PlainSum(client) if client else None
         self._aggregation = task.aggregation
         self._number = number
         self._vectors = tuple(strategy.site.vectors)
@@ -188,7 +190,7 @@ class Intake:
             raise UpdateRefused(SECOND_REPLY)
         norm = admit(update, self._layout, self._aggregation, self._vectors, reply.site)
         if self._noised is not None:
-            self._noised.add(update.vectors[DELTA])
+            self._noised.add(update.vectors[DELTA], norm)
         elif self._spill:
             self._spill.add(reply.site, update.vectors, update.weight)
         else:
@@ -204,7 +206,7 @@ class Intake:
         """Return what the server rule works on; the sums are used up."""
         if self._noised is not None:
             came = self._noised.updates
-            mean = self._noised.released_sum(Entropy.from_system()) / came
+            mean, self.clip = self._noised.mean()
             return Sum(self._number, {DELTA: mean}, self.contributors, float(came), self._sites)
         if self._spill:
             return self._spill
@@ -233,8 +235,11 @@ class MaskedIntake:
         sites: Number of sites of the run.
         spill: Folder for the groups' means; only made when the strategy needs them.
         sums: One of each group.
-        client: The noise of client-level DP; None without.
+        client: The round's noise of client-level DP; None without.
     """
+
+    clip: float | None = None
+    """Norm of the next round, once the sum is read; None without client-level DP."""
 
     def __init__(
         self,
@@ -266,7 +271,7 @@ class MaskedIntake:
         """Return what the server rule works on."""
         if self._client is not None:
             (group,) = self._sums  # one group only: conf and sites see to that
-            mean = masked_mean(self._client, self._encoding, self._number, self._layout.size, group)
+            mean, self.clip = masked_mean(self._client, self._encoding, self._number, group)
             weight = self._weight(group.opened.weight)
             return Sum(self._number, {DELTA: mean}, self.contributors, weight, self._sites)
         if not self._strategy.sum_is_enough:

@@ -15,7 +15,7 @@ from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
-from lepton_fed.privacy.client import client_noise, with_client_noise
+from lepton_fed.privacy.client import ClientNoise, client_noise, with_client_noise
 from lepton_fed.privacy.dp.shared import noise_to_agree_on, shared_noise
 from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.runs.checks import Checklist
@@ -177,5 +177,16 @@ def _describe_client_noise(agreement: Agreement, size: int) -> str:
     return (
         f"epsilon {noise.epsilon:.3g} for all rounds; noise multiplier "
         f"{noise.noise_multiplier:.3g}, {noise.mean_deviation(cohort):.2g} on each coordinate of a "
-        f"mean of {cohort} updates of norm {noise.clip:g}; holds against {noise.against}"
+        f"mean of {cohort} updates of norm {noise.clip:g}{_followed(noise, cohort)}; holds against "
+        f"{noise.against}"
+    )
+
+
+def _followed(noise: ClientNoise, cohort: int) -> str:
+    """Return in words what moves the norm, and how well it is known; empty where it stays."""
+    if noise.quantile is None:
+        return ""
+    return (
+        f" at first; the norm then follows the {noise.quantile:g} quantile of theirs (the fraction "
+        f"within it is known to {noise.fraction_deviation(cohort):.2g} in a round)"
     )

@@ -24,7 +24,7 @@ from lepton_fed.core.metrics import MetricsPlan
 from lepton_fed.core.pace import Deadline, Pace
 from lepton_fed.core.run_digest import RunDigest
 from lepton_fed.errors import Problem, RunError, UpdateRefused
-from lepton_fed.privacy.client import client_noise
+from lepton_fed.privacy.client import client_noise, noise_of_round
 from lepton_fed.runs.events import EventLog
 from lepton_fed.runs.folder import ALL_SITES, RunFolder
 from lepton_fed.server.admission import admit_claims
@@ -182,6 +182,7 @@ class Coordinator:
             self._masked.tell(evaluate=self._rounds.evaluate)
         begun = self._clock() - standing.record.seconds
         self._record = record = standing.record
+        record.clip = self._clip()
         self._learn_pace()
         names = self._names(transport)
         if not names:
@@ -237,6 +238,7 @@ class Coordinator:
             digest=standing.digest,
             seconds=self._laps.seconds(),
             sent_bytes=standing.record.sent_bytes,
+            clip=standing.record.clip or None,
         )
 
     def _names(self, transport: Transport) -> list[str]:
@@ -261,13 +263,14 @@ class Coordinator:
     ) -> tuple[tuple[str, ...], ServerState, Vector]:
         """Run one round; return who contributed, and the state and model after it."""
         ask = self._ask(number, state, model, train=True)
+        client = noise_of_round(self._client, ask.clip, train=True)
         self._record.sent_bytes = len(cohort) * _bytes_of(ask.vectors)
         with ExitStack() as stack:
             intake: Intake | MaskedIntake
             if self._masked is None:
                 intake = Intake(
                     self._strategy, self._layout, self._task, number, max(1, len(cohort)),
-                    len(self._record.sites), self._folder.spill, self._client,
+                    len(self._record.sites), self._folder.spill, client,
                 )  # fmt: skip
                 stack.callback(intake.close)
                 self._take_updates(transport, cohort, ask, intake)
@@ -276,7 +279,7 @@ class Coordinator:
                 self._report_sum(sums, ask)
                 intake = MaskedIntake(
                     self._strategy, self._layout, self._masked.encoding, number,
-                    len(self._record.sites), self._folder.spill, sums, self._client,
+                    len(self._record.sites), self._folder.spill, sums, client,
                 )  # fmt: skip
                 stack.callback(intake.close)
             self._laps.done("exchange")
@@ -288,7 +291,11 @@ class Coordinator:
                     quorum=self._rounds.quorum,
                 )
                 return (), state, model
-            after, moved = self._strategy.server.step(state, model, intake.aggregate())
+            received = intake.aggregate()
+            if ask.clip and intake.clip:
+                # The sum is read, whatever becomes of the model: the norm follows it.
+                self._record.clip = intake.clip
+            after, moved = self._strategy.server.step(state, model, received)
             if moved.shape != model.shape or moved.dtype != model.dtype:
                 raise RunError(
                     Problem("LF5003", f"strategy {self._strategy.name!r} made a model of "
@@ -532,7 +539,15 @@ class Coordinator:
             train=train,
             evaluate=self._rounds.evaluate,
             vectors={MODEL: model, **(self._strategy.server.sends(state) if train else {})},
+            clip=self._clip() if train else 0.0,
         )
+
+    def _clip(self) -> float:
+        """Return the norm that sites are told; 0 where it stays as it was agreed."""
+        client = self._client
+        if client is None or client.quantile is None:
+            return 0.0
+        return self._record.clip or client.clip
 
 
 def _update_bytes(reply: Reply) -> int:

@@ -58,6 +58,8 @@ class Record:
         seconds: Time that the run has taken, without interruptions.
         sent_bytes: Bytes of the vectors that the last round sent to its whole cohort.
         sites: What is known of each site, by name.
+        clip: Norm to which the next round's updates are clipped, where it moves; 0 where it does
+            not, and before the first round.
     """
 
     contributors: list[str] = field(default_factory=list)
@@ -65,6 +67,7 @@ class Record:
     seconds: float = 0.0
     sent_bytes: int = 0
     sites: dict[str, SiteRecord] = field(default_factory=dict)
+    clip: float = 0.0
 
 
 @dataclass

@@ -13,7 +13,7 @@ from tests.e2e.federation import SITES, Deployment, deployed
 SHARED = (
     "privacy.record.enabled=false", "privacy.outside_epsilon=[]", "rounds.count=2",
     "rounds.evaluate=false", "privacy.client.enabled=true", "privacy.client.epsilon=20",
-    "privacy.client.honest=3",
+    "privacy.client.honest=3", "privacy.client.quantile=0.5",
 )  # fmt: skip
 
 
@@ -22,6 +22,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     """A coordinator and sites that have finished a run with client-level DP."""
     with deployed(tmp_path_factory.mktemp("client"), *SHARED, secure=True) as found:
         found.wait_for_event("run.finished")
+        # It is written after the last line of the log.
+        found.wait_for("a summary", lambda: list(found.root.glob("runs/*/summary.json")))
         yield found
 
 
@@ -40,13 +42,20 @@ def test_the_record_says_what_a_site_s_part_costs_and_against_whom_it_holds(
 
 
 def test_the_receipt_of_each_masked_vector_says_it_too(federation: Deployment) -> None:
+    closed = [e["clip"] for e in federation.events() if e["event"] == "round.closed"]
     for site in SITES:
         receipts = Receipts(federation.root / "state" / site / "receipts").read()
         masked = [r for r in receipts if r.numbers["phase"].startswith("mask")]
         assert len(masked) == 2
-        for receipt in masked:
-            assert receipt.numbers["clip"] == "1"
+        for receipt, norm in zip(masked, (1.0, closed[0]), strict=True):
+            assert receipt.numbers["clip"] == f"{norm:g}"
+            said = receipt.numbers["client-level DP"]
+            assert f"updates of norm {norm:g} and on how many were longer" in said
             assert (
                 "this site's whole part in the run: epsilon" in receipt.numbers["client-level DP"]
             )
-            assert receipt.vectors["masked"].norm_after <= 1
+            assert receipt.vectors["masked"].norm_after <= norm
+    assert closed[0] != 1.0
+    (run,) = federation.root.glob("runs/*")
+    client = json.loads((run / "summary.json").read_text())["client"]
+    assert (client["quantile"], client["last_clip"]) == (0.5, closed[1])

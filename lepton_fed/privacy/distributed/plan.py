@@ -10,6 +10,10 @@ either side, ``2 k s / g <= 2**b``, and the finest grid with which it does is ta
 coordinate in 16 000 then wraps, by ``8 s``, which adds less than half a percent to the variance of
 the sum. Wrapping is post-processing: it costs accuracy, never privacy.
 
+In units of the grid nothing depends on ``C``: neither the noise of a share nor the length of what
+it hides. So a plan costs what it costs whatever ``C`` is, to the last bit, and sites that went by
+different norms would hide each other's updates all the same.
+
 Each share is calibrated to ``h`` honest sites: its variance is ``sigma_h**2 / h``, so that any
 ``h`` shares have the variance that was accounted for, whatever the others send. Sites must not let
 a sum be opened that has fewer than ``h`` of them in it.
@@ -121,17 +125,15 @@ class SharesPlan:
         """Return the deviation of the noise on the mean of all sites' updates, in a coordinate."""
         return self.share_deviation / math.sqrt(self.sites)
 
-    @cached_property
+    @property
     def grid(self) -> float:
         """Return the distance of two neighbours of the grid: the finest that fits the ring."""
-        signal = self.sites * self.clip
-        variance = signal**2 / self.block + self.sites * self.share_deviation**2
-        return math.sqrt(variance / self._ring_room)
+        return self.clip * self._relative_grid
 
     @property
     def share_sigma(self) -> float:
         """Return the parameter of one share, in units of the grid."""
-        return self.share_deviation / self.grid
+        return self.noise_multiplier / math.sqrt(self.honest) / self._relative_grid
 
     @property
     def sum_deviation(self) -> float:
@@ -141,7 +143,7 @@ class SharesPlan:
     @property
     def norm_limit(self) -> int:
         """Return the largest squared norm of a site's rounded update, in grid units squared."""
-        return squared_norm_limit(self.clip / self.grid, self.padded, self.beta)
+        return squared_norm_limit(1.0 / self._relative_grid, self.padded, self.beta)
 
     @property
     def squared_sensitivity(self) -> float:
@@ -185,6 +187,13 @@ class SharesPlan:
         if ratio > _NO_RATIO:
             raise TaskError(_too_small(self.bits, self.sites))
         return SampledGaussian(noise, 1.0, rounds)
+
+    @cached_property
+    def _relative_grid(self) -> float:
+        """Return the grid over the clip."""
+        share = self.noise_multiplier**2 / self.honest
+        variance = self.sites**2 / self.block + self.sites * share
+        return math.sqrt(variance / self._ring_room)
 
     @property
     def _ring_room(self) -> float:

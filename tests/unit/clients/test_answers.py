@@ -247,7 +247,7 @@ def test_the_digest_of_an_ask_is_over_all_that_decides_the_answer():
     changes = [
         {"agreement": "a"}, {"layout": "l"}, {"round_number": 2}, {"train": False},
         {"evaluate": True}, {"vectors": {}}, {"vectors": {"c": one.vectors[MODEL]}},
-        {"vectors": {MODEL: one.vectors[MODEL] + 1}},
+        {"vectors": {MODEL: one.vectors[MODEL] + 1}}, {"clip": 1.0},
     ]  # fmt: skip
     digests = {ask_digest(replace(one, **change)) for change in changes}
     assert len(digests | {ask_digest(one)}) == len(changes) + 1

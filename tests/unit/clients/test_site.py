@@ -19,7 +19,14 @@ from lepton_fed.clients import site as site_module
 from lepton_fed.clients.site import EVALUATION, Site
 from lepton_fed.config import plugins
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Budget, ClientPrivacy, Privacy, RecordPrivacy, StrategyConf
+from lepton_fed.config.schema import (
+    Budget,
+    ClientPrivacy,
+    Privacy,
+    RecordPrivacy,
+    SecureAggregation,
+    StrategyConf,
+)
 from lepton_fed.core.exchange import MODEL, Ask, Update
 from lepton_fed.core.task import (
     Aggregation,
@@ -768,6 +775,47 @@ def test_under_client_level_dp_an_update_is_clipped_and_counts_stay_unless_they_
         assert reply.update.norms[DELTA] > 0.01
         assert (reply.counts is not None) is bool(outside)
         assert reply.epsilon is None
+
+
+MOVING = replace(CLIENT.client, quantile=0.5)
+MASKED = SecureAggregation(enabled=True)
+
+
+@pytest.mark.parametrize(
+    ("client", "secure", "clips"),
+    [
+        (MOVING, MASKED, True),
+        (replace(MOVING, noise="shared"), MASKED, True),
+        # The coordinator that reads the update counts it, so it has to see how long it was.
+        (MOVING, SecureAggregation(), False),
+    ],
+)
+def test_an_update_is_clipped_to_the_norm_of_its_round(build, client, secure, clips):
+    privacy = Privacy(client=client, secure_aggregation=secure)
+    size = build_kit(TASK, SEED).layout.size
+    agreement = with_client_noise(replace(agreed(privacy=privacy), cohort=5), size)
+    site = build(agreement=agreement)
+    asked = replace(ask(), agreement=agreement.digest)
+    for told in (0.0, -0.01, 1e-300, 1e5, math.nan, math.inf):
+        assert refusal(site.answer(replace(asked, clip=told))).code == "LF4519"
+    for number, norm in enumerate((0.02, 0.005), 1):
+        reply = site.answer(replace(asked, round_number=number, clip=norm))
+        assert reply.refusal is None
+        length = float(np.linalg.norm(reply.update.vectors[DELTA]))
+        before = reply.update.norms[DELTA]
+        assert before > norm
+        assert length == pytest.approx(norm if clips else before, rel=1e-5)
+        assert length <= norm or not clips
+    again = site.answer(replace(asked, round_number=2, clip=0.005))
+    assert again.refusal is None or again.refusal.code == "LF4506"
+    assert refusal(site.answer(replace(asked, round_number=2, clip=0.006))).code == "LF4506"
+
+
+def test_a_norm_where_none_moves_is_refused(build):
+    site = build()
+    for told in (0.01, math.nan):
+        assert refusal(site.answer(ask(clip=told))).code == "LF4519"
+        assert refusal(site.answer(ask(clip=told, train=False, evaluate=True))).code == "LF4519"
 
 
 def test_a_site_checks_what_client_level_dp_costs_before_it_reads_a_ledger(build):

@@ -367,6 +367,16 @@ def test_both_guarantees_stand_there_each_with_what_it_protects_and_from_whom(
     assert "None promised" not in said
 
 
+def test_a_norm_that_moved_is_told_with_what_it_followed(mlp: Any, dp: Any) -> None:
+    moved = replace(CLIENT, quantile=0.8, last_clip=0.1234)
+    text = card(mlp.task, replace(dp, client=moved))
+    assert "follows the 0.8 quantile of the norms, 0.1234 after the last" in text
+    assert "4.24 times 1.05 times the round's norm once 7 sites" in text
+    text = card(mlp.task, replace(dp, client=CLIENT))
+    assert "quantile" not in text
+    assert "4.24 times that norm once 7 sites" in text
+
+
 def test_without_record_level_noise_nothing_is_promised_for_a_record(
     mlp: Any, summary_of: Any
 ) -> None:

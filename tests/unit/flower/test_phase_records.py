@@ -43,7 +43,7 @@ def test_a_phase_comes_back_as_it_was(wire: Callable[[RecordDict], RecordDict], 
     found = record_to_phase(wire(phase_to_record(asked)))
     assert (found.phase, found.attempt, found.body) == (phase, 2, ASKED.body)
     assert found.ask.vectors["model"].tobytes() == ASK.vectors["model"].tobytes()
-    for name in ("agreement", "layout", "round_number", "train", "evaluate", "limit_s"):
+    for name in ("agreement", "layout", "round_number", "train", "evaluate", "limit_s", "clip"):
         assert getattr(found.ask, name) == getattr(ASK, name)
 
 

@@ -28,6 +28,8 @@ ASK = Ask(
     train=True,
     evaluate=False,
     vectors={"model": BITS.view("<f4"), "control": np.ones(2, np.float32)},
+    limit_s=12.5,
+    clip=0.1,
 )
 REPLY = Reply(
     "site-1",
@@ -46,7 +48,7 @@ def sent(record: RecordDict) -> RecordDict:
 @pytest.mark.parametrize("wire", [sent, lambda record: record], ids=["wire", "process"])
 def test_an_ask_comes_back_as_it_was(wire: Callable[[RecordDict], RecordDict]) -> None:
     found = record_to_ask(wire(ask_to_record(ASK)))
-    for name in ("agreement", "layout", "round_number", "train", "evaluate"):
+    for name in ("agreement", "layout", "round_number", "train", "evaluate", "limit_s", "clip"):
         assert getattr(found, name) == getattr(ASK, name)
         assert type(getattr(found, name)) is type(getattr(ASK, name))
     assert list(found.vectors) == list(ASK.vectors)
@@ -229,6 +231,8 @@ ASK_FIELDS: list[tuple[str, Any]] = [
     ("train", 1),
     ("train", "true"),
     ("evaluate", 0),
+    ("clip", 1),
+    ("clip", "0.5"),
 ]
 
 
@@ -240,6 +244,14 @@ def test_a_malformed_ask_is_refused(name: str, value: Any) -> None:
         record_to_ask(record)
     del record["head"][name]
     with pytest.raises(UpdateRefused, match=f"field '{name}' is NoneType"):
+        record_to_ask(record)
+
+
+@pytest.mark.parametrize("clip", [math.nan, math.inf, -math.inf])
+def test_a_norm_that_is_no_number_is_refused(clip: float) -> None:
+    record = ask_to_record(ASK)
+    record["head"]["clip"] = clip
+    with pytest.raises(UpdateRefused, match="a norm of"):
         record_to_ask(record)
 
 

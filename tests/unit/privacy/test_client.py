@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.privacy_rules import LEAST_CLIP
 from lepton_fed.config.schema import (
     ClientPrivacy,
     Privacy,
@@ -19,7 +20,13 @@ from lepton_fed.config.schema import (
 )
 from lepton_fed.core.task import Aggregation, Task
 from lepton_fed.errors import Refused, TaskError
-from lepton_fed.privacy.client import client_noise, honest_sites, with_client_noise
+from lepton_fed.privacy.client import (
+    client_noise,
+    honest_sites,
+    least_clip,
+    noise_of_round,
+    with_client_noise,
+)
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.masked_plan import Shape, masked_layout
@@ -32,6 +39,12 @@ SHARED = ClientPrivacy(enabled=True, epsilon=8.0, clip=0.5, honest=7)
 SKELLAM = replace(SHARED, mechanism="skellam")
 CENTRAL = ClientPrivacy(enabled=True, epsilon=8.0, clip=0.5, noise="coordinator")
 ENDLESS = 10**5000
+KINDS = [SHARED, SKELLAM, CENTRAL]
+
+
+def moving(client: ClientPrivacy) -> ClientPrivacy:
+    """Return the same with a norm that follows the median."""
+    return replace(client, quantile=0.5)
 
 
 def offered(
@@ -135,6 +148,8 @@ WITHOUT = [
     (replace(CENTRAL, honest=3), {}, {}),
     (SHARED, {"record": RecordPrivacy(enabled=True, noise="shared", sampling_rate=1)}, {}),
     (SHARED, {"task": Task(aggregation=Aggregation("rows", 9.0))}, {}),
+    (replace(SHARED, clip=LEAST_CLIP / 2), {}, {}),
+    *((replace(SHARED, quantile=quantile), {}, {}) for quantile in (0, 1, -1, ENDLESS, math.nan)),
 ]
 
 
@@ -218,7 +233,7 @@ def test_of_noise_by_the_coordinator_only_so_much_is_drawn():
     assert 300 < agreement.client_noise < 512
     noise = client_noise(agreement, SIZE)
     assert noise is not None
-    assert central_sum(noise, SIZE).sigma < 2.0**40
+    assert central_sum(noise).sigma < 2.0**40
     with pytest.raises(TaskError) as error:
         with_client_noise(many, SIZE)
     assert error.value.code == "LF3341"
@@ -227,12 +242,133 @@ def test_of_noise_by_the_coordinator_only_so_much_is_drawn():
     assert refused.value.code == "LF4630"
 
 
+@pytest.mark.parametrize("client", KINDS)
+def test_a_norm_that_moves_costs_what_one_coordinate_more_costs(client: ClientPrivacy):
+    agreement = agreed(moving(client))
+    one_more = with_client_noise(offered(client), SIZE + 1)
+    assert agreement.client_noise == one_more.client_noise
+    noise, other = client_noise(agreement, SIZE), client_noise(one_more, SIZE + 1)
+    assert noise is not None
+    assert other is not None
+    assert noise.epsilon == other.epsilon
+    assert noise.coordinates == other.coordinates == SIZE + 1
+    # The update pays for it with 5 % more noise, and with nothing else.
+    assert noise.mean_deviation(SITES) == pytest.approx(1.05 * other.mean_deviation(SITES))
+    less = replace(agreement, client_noise=0.99 * agreement.client_noise)
+    with pytest.raises(Refused) as refused:
+        client_noise(less, SIZE)
+    assert refused.value.code == "LF4630"
+
+
+NORMS = [LEAST_CLIP, 1e-9, 0.1, 1 / 3, 0.5, math.nextafter(0.5, 1), 1.0, 3.9999]
+
+
+@pytest.mark.parametrize("client", [SHARED, SKELLAM])
+def test_a_norm_changes_nothing_of_what_a_share_hides(client: ClientPrivacy):
+    """In units of the grid, to the last bit: so no norm that is told makes anything cost more."""
+    noise = client_noise(agreed(moving(client)), SIZE)
+    assert noise is not None
+    plans = [noise.in_round(norm).shares for norm in NORMS]
+    seen = set()
+    for plan, norm in zip(plans, NORMS, strict=True):
+        assert plan is not None
+        assert plan.clip == 1.05 * norm
+        assert plan.grid == pytest.approx(plan.clip / plans[0].clip * plans[0].grid)
+        cost = plan.cost(ROUNDS).epsilon(client.delta)
+        seen.add((plan.share_sigma, plan.norm_limit, plan.padded, cost))
+    assert seen == {(plans[0].share_sigma, plans[0].norm_limit, plans[0].padded, noise.epsilon)}
+
+
+def test_a_norm_changes_nothing_of_what_the_coordinator_s_noise_hides():
+    noise = client_noise(agreed(moving(CENTRAL)), SIZE)
+    assert noise is not None
+    sums = [central_sum(noise.in_round(norm)) for norm in NORMS]
+    for total in sums:
+        assert total.sigma == pytest.approx(sums[0].sigma, rel=1e-12)
+        longest = total.clip / total.grid + math.sqrt(SIZE + 1) / 2
+        assert total.sigma / longest >= noise.noise_multiplier
+
+
+@pytest.mark.parametrize("times", [0.0, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_a_site_adds_is_within_what_its_share_hides_at_any_norm(norm: float, times: float):
+    noise = client_noise(agreed(moving(SHARED)), SIZE)
+    assert noise is not None
+    now = noise.in_round(norm)
+    assert now.shares is not None
+    update = np.full(SIZE, times * norm / math.sqrt(SIZE), np.float32)
+    ends = now.noisy_sum(1)
+    units = ends.quantised(now.vector(update, over=True), Entropy(bytes(range(32))))
+    assert int(np.square(units).sum()) <= now.shares.norm_limit
+    back = ends.rotation.undo(units * now.shares.grid)[:-1]
+    length = min(times, 1.0) * norm
+    assert np.linalg.norm(back) == pytest.approx(length, rel=0.02, abs=0.02 * norm)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [0.0, -1.0, math.nan, math.inf, -math.inf, 1e-300, 5e-324, LEAST_CLIP / 2, 4.0000001, 1e308],
+)
+@pytest.mark.parametrize("client", KINDS)
+def test_a_norm_out_of_bounds_is_refused(client: ClientPrivacy, told: float):
+    noise = client_noise(agreed(moving(client)), SIZE)
+    with pytest.raises(Refused) as refused:
+        noise_of_round(noise, told, train=True)
+    assert refused.value.code == "LF4519"
+    for within in (LEAST_CLIP, 0.5, 4.0):
+        now = noise_of_round(noise, within, train=True)
+        assert now is not None
+        assert now.clip == within
+
+
+@pytest.mark.parametrize("told", [0.5, -1.0, math.nan, 5e-324])
+def test_a_norm_where_none_moves_is_refused(told: float):
+    fixed, following = client_noise(agreed(), SIZE), client_noise(agreed(moving(SHARED)), SIZE)
+    for noise, train in ((fixed, True), (fixed, False), (following, False), (None, True)):
+        with pytest.raises(Refused) as refused:
+            noise_of_round(noise, told, train=train)
+        assert refused.value.code == "LF4519"
+        assert noise_of_round(noise, 0.0, train=train) is (fixed if train and noise else None)
+
+
+def test_a_ring_that_is_too_coarse_to_count_in_refuses_to_start():
+    """The grid of a masked sum is the same in all rounds, where the coordinator adds the noise."""
+    shape = Shape("1" * 64, (DELTA,), SIZE, 0)
+    fine = agreed(moving(CENTRAL), bits=24)
+    layout = masked_layout(fine, shape, train=True, evaluate=False)
+    assert layout.size == SIZE + 1
+    least = least_clip(layout.encoding.grid, SIZE + 1)
+    assert least == 128 * layout.encoding.grid
+    assert least_clip(layout.encoding.grid, 10**6) == 1000 * layout.encoding.grid
+    coarse = agreed(replace(moving(CENTRAL), clip=0.4), bits=16)
+    with pytest.raises(TaskError) as error:
+        masked_layout(coarse, shape, train=True, evaluate=False)
+    assert error.value.code == "LF3401"
+    masked_layout(agreed(moving(CENTRAL), bits=16), shape, train=True, evaluate=False)
+    masked_layout(agreed(replace(CENTRAL, clip=0.4), bits=16), shape, train=True, evaluate=False)
+    masked_layout(agreed(moving(SHARED), bits=16), shape, train=True, evaluate=False)
+    noise = client_noise(fine, SIZE)
+    assert noise is not None
+    mean = np.zeros(SIZE + 1)  # nobody was over: the norm goes down as far as it may
+    assert noise.in_round(least).read(mean, layout.encoding.grid)[1] == least
+    assert noise.in_round(least).read(mean)[1] < least
+
+
+def test_what_is_said_of_a_norm_that_moves_is_said_with_the_norm_of_the_round():
+    noise = client_noise(agreed(moving(SHARED)), SIZE)
+    assert noise is not None
+    said = noise.in_round(0.25).terms
+    assert "updates of norm 0.25 and on how many were longer" in said
+    assert "follows the 0.5 quantile" in said
+    fixed = client_noise(agreed(), SIZE)
+    assert fixed is not None
+    assert "quantile" not in fixed.terms
+
+
 def test_without_it_nothing_is_planned():
     offer = offered(replace(SHARED, enabled=False))
     assert with_client_noise(offer, SIZE) is offer
     assert client_noise(offer, SIZE) is None
-    assert offer.norm_bound == 4.0
-    assert offered().norm_bound == 0.5
 
 
 def test_whom_it_holds_against_is_said():

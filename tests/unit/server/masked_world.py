@@ -26,6 +26,7 @@ from lepton_fed.config.schema import (
     StrategyConf,
 )
 from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, PhaseReply, Reply, Update
+from lepton_fed.core.norms import clipped
 from lepton_fed.core.pace import Deadline
 from lepton_fed.core.seeds import generator
 from lepton_fed.core.task import Aggregation, Task
@@ -106,9 +107,12 @@ class MaskedWorld:
 
     # --- sites
 
-    def ask(self, number: int = 1, *, train: bool = True, evaluate: bool = True) -> Ask:
+    def ask(
+        self, number: int = 1, *, train: bool = True, evaluate: bool = True, clip: float = 0.0
+    ) -> Ask:
         model = np.full(SIZE, number, np.float32)
-        return Ask(self.agreement.digest, SHAPE.layout, number, train, evaluate, {MODEL: model})
+        ask = Ask(self.agreement.digest, SHAPE.layout, number, train, evaluate, {MODEL: model})
+        return replace(ask, clip=clip)
 
     def vault(self, name: str) -> Vault:
         if self.on_disk:
@@ -141,7 +145,10 @@ class MaskedWorld:
         if self.task.aggregation.weight == "equal":
             weight = 1.0
         counts = draws.integers(1, 100, COUNTS).astype(np.float64)
-        update = Update(SHAPE.layout, {DELTA: delta}, weight, {DELTA: 250.0})
+        norms = {DELTA: 250.0}
+        if ask.clip:  # a real site clips where it trains, and says what the norm was
+            delta, norms[DELTA] = clipped(delta, ask.clip)
+        update = Update(SHAPE.layout, {DELTA: delta}, weight, norms)
         return Reply(name, update if ask.train else None, counts if ask.evaluate else None)
 
     def take(self, name: str, asked: PhaseAsk) -> PhaseReply:

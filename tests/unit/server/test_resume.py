@@ -23,6 +23,7 @@ from lepton_fed.clients.masked import MaskedSite
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import (
     AggregationFloor,
+    ClientPrivacy,
     Privacy,
     Rounds,
     SecureAggregation,
@@ -31,9 +32,12 @@ from lepton_fed.config.schema import (
 )
 from lepton_fed.core.exchange import MODEL, Ask, PhaseAsk, PhaseReply, Reply
 from lepton_fed.core.layout import Vector
+from lepton_fed.core.norms import clipped
+from lepton_fed.core.task import Aggregation
 from lepton_fed.errors import RunError
 from lepton_fed.flower.stock import from_flower
 from lepton_fed.identity.signature import PrivateKey
+from lepton_fed.privacy.client import with_client_noise
 from lepton_fed.runs import events, files, folder
 from lepton_fed.runs.events import EventLog, read_events
 from lepton_fed.runs.folder import RunFolder
@@ -158,6 +162,7 @@ def run(
     conf = dataclasses.replace(SimulationConf(), task=world.task, rounds=ROUNDS, seed=7)
     privacy = privacy or Privacy()
     agreement = Agreement(where.name, world.task, StrategyConf(), ROUNDS.count, 7, privacy, 4)
+    agreement = with_client_noise(agreement, world.layout.size)
     memory.agreement, memory.shape = agreement, shape_of(strategy, world.layout, world.plan)
     kit = dataclasses.replace(
         build_kit(world.task, 7), layout=world.layout, plan=world.plan, initial=world.initial
@@ -309,6 +314,65 @@ def test_a_masked_run_killed_at_any_point_ends_as_an_undisturbed_one(
         again = again or run(world, where, memory, Points(), fedavg(), privacy)
         assert whole(world, where, again) == expected, f"killed at point {at}, {names[at - 1]}"
         assert sorted(memory.trained) == trained, "nothing is trained twice"
+
+
+class MovingNorm(Memory):
+    """Sites that are told a norm in each round, and remember which."""
+
+    def __init__(self, world: Any) -> None:
+        super().__init__(world)
+        self.told: dict[int, set[float]] = {}
+
+    def answer(self, site: str, ask: Ask) -> Iterator[Reply]:
+        for reply in super().answer(site, ask):
+            if reply.update is not None:
+                short, norm = clipped(reply.update.vectors[DELTA], ask.clip)
+                update = dataclasses.replace(
+                    reply.update, vectors={DELTA: short}, norms={DELTA: norm}
+                )
+                reply = dataclasses.replace(reply, update=update)
+            yield reply
+
+    def masked(self, site: str, asked: PhaseAsk) -> PhaseReply:
+        if asked.ask.train:
+            self.told.setdefault(asked.ask.round_number, set()).add(asked.ask.clip)
+        return super().masked(site, asked)
+
+
+@pytest.mark.parametrize("noise", ["shared", "coordinator"])
+def test_a_run_that_goes_on_asks_for_the_norm_that_the_last_round_led_to(
+    world: Any, tmp_path: Path, watch: Callable[[Points], None], noise: str
+) -> None:
+    """Also in a round that is done again: every site is told one norm in it, before and after."""
+    client = ClientPrivacy(enabled=True, epsilon=50.0, clip=0.7, quantile=0.5, noise=noise)
+    privacy = Privacy(secure_aggregation=SecureAggregation(enabled=True, bits=24), client=client)
+    world.task = dataclasses.replace(world.task, aggregation=Aggregation(norm_bound=100.0))
+    world.weight = lambda site: 1.0
+
+    def made(number: int) -> tuple[RunFolder, MovingNorm]:
+        return RunFolder.create(tmp_path / str(number), "test", "conf: true\n"), MovingNorm(world)
+
+    points = Points()
+    where, memory = made(0)
+    watch(points)
+    run(world, where, memory, points, fedavg(), privacy)
+    for at in range(1, len(points.names) + 1, 17):
+        where, memory = made(at)
+        died = Points(at)
+        watch(died)
+        with pytest.raises(Killed):
+            run(world, where, memory, died, fedavg(), privacy)
+        watch(Points())
+        summary = where.read_summary()
+        summary = summary or run(world, where, memory, Points(), fedavg(), privacy)
+        closed = [e for e in read_events(where.events) if e["event"] == "round.closed"]
+        after = {event["round"]: event["clip"] for event in closed}
+        assert list(after) == [1, 2, 3]
+        assert len({client.clip, *after.values()}) == 4, "each round moves it"
+        told = {number: {norm} for number, norm in zip((2, 3), (after[1], after[2]), strict=True)}
+        assert memory.told == {1: {client.clip}, **told}, f"killed at {at}"
+        assert summary.client is not None
+        assert (summary.client.quantile, summary.client.last_clip) == (0.5, after[3])
 
 
 def test_a_broken_newest_checkpoint_is_passed_over_for_the_one_before(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lepton_fed.cli.simulate import privacy_lines
+from lepton_fed.clients.site import Site
 from lepton_fed.config.load import load_values
 from lepton_fed.config.schema import SimulationConf
 from lepton_fed.config.templates import template
+from lepton_fed.core.exchange import Ask, Reply
 from lepton_fed.errors import ConfError, TaskError
 from lepton_fed.runs.events import Event, read_events
 from lepton_fed.simulations.sequential import Simulation, simulate
+from lepton_fed.strategies.base import DELTA
 
 TEN = (
     "privacy.client.enabled=true", "privacy.client.epsilon=50", "privacy.record.enabled=false",
@@ -22,6 +26,10 @@ TEN = (
     "privacy.outside_epsilon=[evaluation]",
 )  # fmt: skip
 PLAIN = ("privacy.client.noise=coordinator", "privacy.secure_aggregation.enabled=false")
+FOLLOWED = (
+    "privacy.client.epsilon=100", "rounds.count=24", "rounds.evaluate=false",
+    "privacy.outside_epsilon=[]",
+)  # fmt: skip
 SMALL = ("sites.count=3", "rounds.count=1", "rounds.evaluate=false")
 
 
@@ -71,6 +79,51 @@ def test_ten_sites_learn_under_much_epsilon_and_say_what_it_is_worth(
     assert "no single record" in text
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[float]]:
+    """Have the norms of the updates noted, which no run shows, by round."""
+    found: dict[int, list[float]] = {}
+    answer = Site.answer
+
+    def noted(self: Site, ask: Ask) -> Reply:
+        reply = answer(self, ask)
+        if reply.update is not None:
+            found.setdefault(ask.round_number, []).append(reply.update.norms[DELTA])
+        return reply
+
+    monkeypatch.setattr(Site, "answer", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [((), 0.3), (PLAIN[:1], 3.0), (PLAIN, 0.3)],
+    ids=["shared", "masked", "plain"],
+)
+def test_the_norm_of_a_run_follows_the_norms_of_its_updates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], start: float
+) -> None:
+    norms = watched(monkeypatch)
+    done = simulated(
+        tmp_path, *words, *FOLLOWED, f"privacy.client.clip={start}", "privacy.client.quantile=0.5"
+    )
+    closed = [event["clip"] for event in events_of(done, "round.closed")]
+    told = [start, *closed[:-1]]
+    medians = [float(np.median(norms[number])) for number in sorted(norms)]
+    assert len(told) == len(medians) == 24
+    assert start / medians[0] < 0.5 or start / medians[0] > 2
+    # The noise on ten sites' count is large: each of the last norms is off by a tenth or two.
+    ratios = np.array(told[-6:]) / np.array(medians[-6:])
+    assert np.exp(np.mean(np.log(ratios))) == pytest.approx(1.0, abs=0.4)
+    client = done.summary.client
+    assert client is not None
+    assert (client.clip, client.quantile, client.last_clip) == (start, 0.5, closed[-1])
+    (planned,) = events_of(done, "client_dp.planned")
+    assert (planned["clip"], planned["quantile"]) == (start, 0.5)
+    text = "\n".join(privacy_lines(done.summary))
+    assert f"then the 0.5 quantile of the norms: {closed[-1]:.4g} at the end" in text
+    assert done.folder.read_summary() == done.summary
+
+
 def test_both_guarantees_of_one_run_are_told_each_by_itself(tmp_path: Path) -> None:
     words = ("privacy.record.enabled=true", "privacy.record.epsilon=3", "rounds.count=1")
     done = simulated(tmp_path, *words)
@@ -106,6 +159,8 @@ def test_without_a_word_for_evaluations_no_counts_leave(tmp_path: Path) -> None:
         (("privacy.secure_aggregation.enabled=false",), "LF1080"),
         (("privacy.client.clip=101",), "LF1080"),
         (("privacy.client.honest=11",), "LF1080"),
+        (("privacy.client.quantile=0",), "LF1015"),
+        (("privacy.client.quantile=1",), "LF1015"),
         (("privacy.client.mechanism=skellam",), "LF1080"),
         (("task.aggregation.weight=rows", "task.aggregation.weight_bound=500"), "LF1080"),
         ((*PLAIN, "privacy.client.mechanism=skellam"), "LF1080"),

@@ -43,6 +43,11 @@ def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(loa
     said = details["client-level DP"]
     assert said.startswith("epsilon 8 for all rounds; noise multiplier ")
     assert "of a mean of 3 updates of norm 1; holds against the other sites" in said
+    assert "quantile" not in said
+    details, _, _ = found(load(*client, "privacy.client.quantile=0.8"))
+    said = details["client-level DP"]
+    assert "updates of norm 1 at first; the norm then follows the 0.8 quantile of theirs" in said
+    assert "within it is known to " in said
     masked = ("privacy.client.enabled=true", "privacy.secure_aggregation.enabled=true")
     details, _, _ = found(load(*masked, "privacy.secure_aggregation.bits=20"))
     assert "while 2 sites of a sum add their share" in details["client-level DP"]
