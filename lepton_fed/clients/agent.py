@@ -274,7 +274,7 @@ class Agent:
             reply,
             ask,
             about,
-            terms(record.sampler, record.delta),
+            terms(record.sampler, record.delta, record.mechanism),
             client.terms if client else "",
         )
         return self._receipts.write(receipt) is not None
