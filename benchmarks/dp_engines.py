@@ -25,6 +25,7 @@ from benchmarks.timing import in_turn
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.engines.base import EngineName
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.step_noise import IndependentSteps
 
 ENGINES: dict[str, EngineName | None] = {
     "plain": None,
@@ -70,8 +71,8 @@ def step_of(engine: str, model: nn.Module, batch: int) -> Callable[[], None]:
     name = ENGINES[engine]
     if name is not None:
         private = DpSgd(
-            model, losses, clip=1.0, noise_multiplier=1.0, expected_batch=batch,
-            entropy=Entropy.from_system(), engine=name,
+            model, losses, clip=1.0, noise=IndependentSteps(1.0, Entropy.from_system()),
+            expected_batch=batch, engine=name,
         ).__enter__()  # fmt: skip
 
     def step() -> None:

@@ -256,6 +256,7 @@ def _print(said: Statement) -> None:
         [
             legible(each.run, _LONGEST),
             each.dataset,
+            ", ".join(each.mechanisms),
             str(each.charges),
             f"{each.epsilon:.4g}",
             str(each.reserved),
@@ -264,9 +265,9 @@ def _print(said: Statement) -> None:
     ]
     print_table(
         f"{said.entries} entries, epsilon at delta {said.delta:g}",
-        ["run", "data set", "rounds charged", "epsilon", "rounds reserved"],
+        ["run", "data set", "mechanism", "rounds charged", "epsilon", "rounds reserved"],
         rows,
-        words=2,
+        words=3,
         narrow=True,
     )
     for each in said.datasets:

@@ -83,11 +83,26 @@ def _smallest(conf: SimulationConf | ServerConf) -> int:
 
 def _plan(conf: SimulationConf | ServerConf, rows: int) -> dict[str, Any]:
     from lepton_fed.privacy.dp.accounting import guarantee_of
-    from lepton_fed.privacy.dp.planning import better_plans, epsilon_curve, plan_for, steps_a_round
-    from lepton_fed.privacy.dp.sampling import sampler_of
+    from lepton_fed.privacy.dp.planning import (
+        better_plans,
+        epsilon_curve,
+        fixed_order,
+        plan_for,
+        steps_a_round,
+    )
+    from lepton_fed.privacy.dp.sampling import Sampler, sampler_of
 
     record, training, rounds = conf.privacy.record, conf.task.training, conf.rounds.count
-    sampler = sampler_of(record.sampler, rows, training.batch_size)
+    sampler: Sampler = sampler_of(record.sampler, rows, training.batch_size)
+    size = 0
+    if record.mechanism == "dp_ftrl":
+        from lepton_fed.training.kit import build_kit
+
+        size = build_kit(conf.task, conf.seed).noised_size
+        sampler = fixed_order(
+            rows, training.batch_size, training.epochs, training.steps, rounds,
+            size=size, band=record.band,
+        )  # fmt: skip
     steps = steps_a_round(sampler, training.epochs, training.steps)
     target = {"epsilon": record.epsilon, "delta": record.delta}
     chosen = plan_for(sampler, steps, rounds, **target)
@@ -97,15 +112,35 @@ def _plan(conf: SimulationConf | ServerConf, rows: int) -> dict[str, Any]:
         "rounds": rounds,
         "target": target,
         "schedule": _schedule(chosen, rounds),
+        "correlation": _correlation(chosen, size),
         "guarantee": guarantee_of([chosen.round_event.times(rounds)], record.delta),
         "curve": [{"round": number, "epsilon": epsilon} for number, epsilon in curve],
         "better": [_schedule(other, rounds) for other in better_plans(chosen, rounds, **target)],
     }
 
 
+def _correlation(plan: NoisePlan, size: int) -> dict[str, Any] | None:
+    """Return what correlated noise is like, in units of the clipping norm; None for fresh noise."""
+    from lepton_fed.privacy.factorisation.mechanism import FixedOrder
+
+    if not isinstance(plan.sampler, FixedOrder):
+        return None
+    mechanism, noise = plan.sampler.mechanism, plan.noise_multiplier
+    return {
+        "band": mechanism.band,
+        "participations": mechanism.participations,
+        "separation": mechanism.separation,
+        "state_bytes": 4 * size * (mechanism.band - 1),
+        "step_deviation": noise * mechanism.step_deviation,
+        "prefix_error": noise * mechanism.error,
+        "independent_prefix_error": noise * mechanism.independent_error,
+    }
+
+
 def _schedule(plan: NoisePlan, rounds: int) -> dict[str, Any]:
     """Return a schedule in plain numbers; docs/reference/cli.md says what they mean."""
     return {
+        "mechanism": plan.round_event.mechanism,
         "sampler": plan.round_event.sampler,
         "batch_size": plan.sampler.expected_batch,
         "sampling_rate": plan.sampler.rate,
@@ -127,6 +162,8 @@ def _show(found: dict[str, Any]) -> None:
         f"{guarantee.grid:g}); replace-one {_up(guarantee.replace_one)}; by Rényi DP "
         f"{_up(guarantee.rdp)}",
     }
+    if found["correlation"] is not None:
+        lines |= _correlation_lines(found["correlation"])
     for name, text in lines.items():
         out.print(f"{name:<9}{text}", markup=False)
     columns = ["schedule", "sampler", "batch", "rate", "steps", "noise", "step", "run", "work"]
@@ -156,6 +193,8 @@ def _show(found: dict[str, Any]) -> None:
     for point in found["curve"]:
         bar = "#" * max(1, round(_BAR * point["epsilon"] / largest))
         out.print(f"round {point['round']:>{width}}  {_up(point['epsilon']):>7}  {bar}")
+    if found["correlation"] is not None:
+        return
     if not found["better"]:
         out.print("\nno larger batches and more steps lose less to the noise")
         return
@@ -165,6 +204,20 @@ def _show(found: dict[str, Any]) -> None:
         f"task.training.steps={best['steps']} privacy.record.sampler={best['sampler']}",
         markup=False,
     )
+
+
+def _correlation_lines(correlation: dict[str, Any]) -> dict[str, str]:
+    """Return what the noise of the steps is, and what it is better than."""
+    from lepton_fed.cli.screen import size
+
+    fresh, error = correlation["independent_prefix_error"], correlation["prefix_error"]
+    return {
+        "noise": f"correlated over {correlation['band']} steps; of a step up to "
+        f"{correlation['step_deviation']:.3g} times the clipping norm",
+        "sums": f"of steps are off by {error:.3g} times the clipping norm; by {fresh:.3g} with "
+        f"fresh noise at the same epsilon, {fresh / error:.1f} times as much",
+        "state": f"{size(correlation['state_bytes'])} of past noise at the site: secret",
+    }
 
 
 def _up(epsilon: float) -> str:

@@ -83,6 +83,7 @@ _MECHANISMS = {
     "poisson": "add or remove one record, Poisson sampling",
     "shuffled": "zero out one record, shuffled order without amplification",
     "full": "zero out one record, order of the rows without amplification",
+    "dp_ftrl": "zero out one record, DP-FTRL: order of the rows, noise correlated over steps",
 }
 
 
@@ -115,9 +116,10 @@ def privacy_lines(summary: RunSummary) -> list[str]:
         "            INSECURE: noise and batches came from the run's seed; whoever knows it takes "
         "the noise off, and epsilon holds for nobody"
     ]
+    mechanism = summary.sampler if summary.mechanism != "dp_ftrl" else summary.mechanism
     return [
         f"privacy     each record: {how} at delta {summary.delta:g} "
-        f"({_MECHANISMS.get(summary.sampler, _MECHANISMS['poisson'])}, PLD)",
+        f"({_MECHANISMS.get(mechanism, _MECHANISMS['poisson'])}, PLD)",
         *(insecure if summary.randomness == "insecure_seeded" else []),
         f"            not covered by epsilon: {uncovered or 'nothing that left a site'}; "
         "row counts are public",

@@ -277,7 +277,7 @@ class Agent:
             reply,
             ask,
             about,
-            terms(record.sampler, record.delta),
+            terms(record.sampler, record.delta, record.mechanism),
             client.terms if client else "",
             noised=agreement.privacy.is_noised,
         )

@@ -1,9 +1,9 @@
 """The site's newest answer of a run, kept until the next: what is asked twice is trained once.
 
 An answer is written and synced before it leaves, together with what the site keeps of the round
-(its own tensors, its strategy's state), in one file. Whatever is killed then, coordinator or site,
-the same ask gets the same answer, at no further cost to the records, and the site goes on from
-where it was. Nothing but the site reads the file.
+(its own tensors, its strategy's state, noise that later steps take back), in one file. Whatever is
+killed then, coordinator or site, the same ask gets the same answer, at no further cost to the
+records, and the site goes on from where it was. Nothing but the site reads the file.
 
 Answers are large, so only those of the newest runs are kept. Beside each lies a record of a line,
 which round and which ask it was for, that is never removed: without the answer, because it is of
@@ -32,12 +32,13 @@ from lepton_fed.runs.files import (
     writing,
 )
 
-__all__ = ["Answered", "Answers", "Kept"]
+__all__ = ["Answered", "Answers", "Kept", "KeptNoise"]
 
 Tensors = Mapping[str, npt.NDArray[np.generic]]
 
 _MOST_RUNS = 4
 _VECTOR, _STATE, _LOCAL, _COUNTS = "vector/", "state/", "local/", "counts"
+_NOISE = "noise"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,23 @@ class _Head:
     norms: dict[str, float] = field(default_factory=dict)
     epsilon: float | None = None
     noise_multiplier: float | None = None
+    noise_of: str = ""
+    noise_step: int = 0
+
+
+@dataclass(frozen=True)
+class KeptNoise:
+    """Noise that later steps take back. Secret: who has it takes the noise of those steps off.
+
+    Args:
+        of: Digest of what it is the noise of.
+        step: Steps that are done.
+        past: ``[band - 1, size]`` float32.
+    """
+
+    of: str
+    step: int
+    past: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Kept:
         reply: What was answered, without the site's name.
         state: What the strategy keeps at the site, by name.
         local: The tensors that stay at the site, by name.
+        noise: With correlated noise, what the next round goes on from.
     """
 
     ask: str
@@ -68,6 +87,7 @@ class Kept:
     reply: Reply
     state: Tensors
     local: Tensors
+    noise: KeptNoise | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,8 @@ class Answers:
             dict(reply.update.norms),
             reply.epsilon,
             reply.noise_multiplier,
+            kept.noise.of if kept.noise else "",
+            kept.noise.step if kept.noise else 0,
         )
         arrays: dict[str, npt.NDArray[np.generic]] = {}
         arrays |= {_VECTOR + name: vector for name, vector in reply.update.vectors.items()}
@@ -119,6 +141,8 @@ class Answers:
         arrays |= {_LOCAL + name: value for name, value in kept.local.items()}
         if reply.counts is not None:
             arrays[_COUNTS] = reply.counts
+        if kept.noise is not None:
+            arrays[_NOISE] = kept.noise.past
         with writing(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_tensors(self._path, arrays, {"head": canonical_json(asdict(head)).decode()})
@@ -187,9 +211,12 @@ class Answers:
             noise_multiplier=head.noise_multiplier,
             again=True,
         )
-        return Kept(
-            head.ask, head.round_number, reply, _below(_STATE, arrays), _below(_LOCAL, arrays)
-        )
+        past = arrays.get(_NOISE)
+        noise = None if past is None else KeptNoise(
+            head.noise_of, head.noise_step, past.view(np.float32)
+        )  # fmt: skip
+        state, local = _below(_STATE, arrays), _below(_LOCAL, arrays)
+        return Kept(head.ask, head.round_number, reply, state, local, noise)
 
     def _prune(self) -> None:
         """Remove the answers of runs long over, and what a killed process had begun to write.

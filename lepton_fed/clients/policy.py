@@ -13,13 +13,18 @@ from dataclasses import replace
 from datetime import datetime, time
 
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.privacy_rules import client_problems, shared_problems
+from lepton_fed.config.privacy_rules import (
+    client_problems,
+    correlated_problems,
+    shared_problems,
+)
 from lepton_fed.config.schema import LARGEST_CLIP, LEAST_CLIP, Budget, Policy
 from lepton_fed.core.digests import digest_of
 from lepton_fed.core.exchange import Reply
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, quoted
 from lepton_fed.privacy.client import honest_sites
+from lepton_fed.privacy.dp.events import MOST_CORRELATED_STEPS
 from lepton_fed.privacy.dp.shared import honest_of
 
 __all__ = ["allows_task", "filtered", "judge", "policy_digest", "within_hours"]
@@ -194,6 +199,12 @@ def _privacy(policy: Policy, budget: Budget, agreement: Agreement) -> Iterator[P
     if record.engine not in ("hooks", "bookkeeping"):
         what = f"engine {str(record.engine)[:20]!r} holds no bound on what a record adds"
         yield Problem("LF4607", what)
+    for problem in correlated_problems(agreement.privacy):
+        yield replace(problem, code="LF4622")
+    if record.mechanism not in ("dp_sgd", "dp_ftrl"):
+        yield Problem("LF4622", f"no noise is called {str(record.mechanism)[:20]!r}")
+    if record.band is not None and not 1 <= record.band <= MOST_CORRELATED_STEPS:
+        yield Problem("LF4622", f"noise cannot be correlated over {_shown(record.band)} steps")
     if record.most_records is not None and not record.most_records >= 1:
         yield Problem("LF4607", f"{_shown(record.most_records)} records at once are none")
 

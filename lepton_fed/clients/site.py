@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from lepton_fed.clients.answers import Answers, Kept
+from lepton_fed.clients.correlated import CorrelatedTraining
 from lepton_fed.clients.one_step import OneStep
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.core.exchange import MODEL, Ask, Reply, Update, ask_digest
@@ -125,7 +126,8 @@ class Site:
         self._newest_round = 0
         self._newest_ask = ""
         self._answers = answers
-        self._remember()
+        self._correlated: CorrelatedTraining | None = None
+        kept = self._remember()
         record = agreement.privacy.record
         if agreement.task != kit.task:
             raise ValueError("the agreement is for another task than the kit")
@@ -150,6 +152,17 @@ class Site:
                 delta=record.delta,
             )
             self._ledger.reserve(self._noise.round_event, self._run, agreement.rounds)
+            if record.is_correlated:
+                self._correlated = CorrelatedTraining(
+                    self._noise,
+                    kit.noised_size,
+                    record.clip,
+                    rows.digest,
+                    self._entropy,
+                    self._ledger,
+                    self._run,
+                )
+                self._correlated.restore(kept, self._newest_round)
 
     @property
     def noise_multiplier(self) -> float | None:
@@ -216,6 +229,8 @@ class Site:
                             "stored answer is gone or broken", where=f"round {ask.round_number}",
                             remedy="nothing: a later round is answered as ever")
                 )  # fmt: skip
+            if self._correlated:
+                self._correlated.leaves(ask.round_number)
             return replace(kept.reply, site=self.name)
         model = self._kit.model_on(self._devices[0])
         received = ask.vectors[MODEL]
@@ -228,17 +243,43 @@ class Site:
             )
         if not ask.train:
             return self._reply(None, counts)
-        update, state = self._train(ask, model, received)
+        private = self._charged(ask.round_number)
+        try:
+            update, state = self._train(ask, model, received, private)
+        except Exception:
+            if self._correlated:
+                self._correlated.failed(ask.round_number)
+            raise
         reply = self._reply(update, counts)
         local = local_tensors(model, self._kit.layout)
         if self._answers:
-            digest = ask_digest(ask)
-            self._answers.keep(Kept(digest, ask.round_number, reply, state, local))
-            self._newest_ask = digest
+            self._keep(ask, reply, state, local)
         self._state = state
         self._local = local
         self._newest_round = ask.round_number
+        if self._correlated:
+            self._correlated.trained(ask.round_number)
+            self._correlated.leaves(ask.round_number)
         return reply
+
+    def _keep(
+        self,
+        ask: Ask,
+        reply: Reply,
+        state: SiteState,
+        local: Mapping[str, npt.NDArray[np.generic]],
+    ) -> None:
+        """Write the answer, with all that the next round goes on from; or be as before."""
+        assert self._answers is not None  # noqa: S101 - as it was called
+        digest = ask_digest(ask)
+        noise = self._correlated.state() if self._correlated else None
+        try:
+            self._answers.keep(Kept(digest, ask.round_number, reply, state, local, noise))
+        except Exception:
+            if self._correlated:
+                self._correlated.restore(self._remember(), self._newest_round)
+            raise
+        self._newest_ask = digest
 
     def _reply(self, update: Update | None, counts: npt.NDArray[np.float64] | None) -> Reply:
         return Reply(
@@ -249,10 +290,10 @@ class Site:
             noise_multiplier=self.noise_multiplier,
         )
 
-    def _remember(self) -> None:
-        """Go on from the run's newest answer, if there is one."""
+    def _remember(self) -> Kept | None:
+        """Go on from the run's newest answer, and return it, if there is one."""
         if self._answers is None:
-            return
+            return None
         kept = self._answers.kept()
         answered = self._answers.answered(kept)
         if answered is not None:
@@ -262,25 +303,41 @@ class Site:
         if kept is not None:
             self._state = {name: value.view(np.float32) for name, value in kept.state.items()}
             self._local = {**self._local, **kept.local}
+        return kept
+
+    def _charged(self, round_number: int) -> PrivateTraining | None:
+        """Charge a round, and return how it is to be noised; None without record-level DP."""
+        record = self._agreement.privacy.record
+        if not (self._ledger and self._entropy and self._noise):
+            return None
+        event: Event
+        sampler, noise = self._noise.sampler, None
+        if self._correlated:
+            event = self._correlated.event()
+            sampler, noise = self._correlated.steps()
+        else:
+            event = self._noise.round_event
+        self._check_run(self._ledger, event, round_number)
+        self._ledger.charge(event, self._run, round_number, self._kit.task.digest)
+        return PrivateTraining(
+            record.clip,
+            0.0 if record.is_shared else self._noise.noise_multiplier,
+            self._entropy,
+            sampler,
+            engine=record.engine,
+            most_records=record.most_records,
+            correlated=noise,
+        )
 
     def _train(
-        self, ask: Ask, model: torch.nn.Module, received: Vector
+        self,
+        ask: Ask,
+        model: torch.nn.Module,
+        received: Vector,
+        private: PrivateTraining | None,
     ) -> tuple[Update, SiteState]:
         """Return the update, and what the strategy keeps for the next round."""
         kit, record = self._kit, self._agreement.privacy.record
-        private = None
-        if self._ledger and self._entropy and self._noise:
-            event = self._noise.round_event
-            self._check_run(self._ledger, event, ask.round_number)
-            self._ledger.charge(event, self._run, ask.round_number, kit.task.digest)
-            private = PrivateTraining(
-                record.clip,
-                0.0 if record.is_shared else self._noise.noise_multiplier,
-                self._entropy,
-                self._noise.sampler,
-                engine=record.engine,
-                most_records=record.most_records,
-            )
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)

@@ -8,7 +8,13 @@ from lepton_fed.config.schema import Privacy
 from lepton_fed.core.task import Schedule, Task
 from lepton_fed.errors import Problem
 
-__all__ = ["LEAST_CLIP", "client_problems", "record_problems", "shared_problems"]
+__all__ = [
+    "LEAST_CLIP",
+    "client_problems",
+    "correlated_problems",
+    "record_problems",
+    "shared_problems",
+]
 
 LEAST_CLIP = 2.0**-60
 """Smallest norm to which updates are clipped: their squares are far from where float32 ends."""
@@ -38,6 +44,38 @@ def record_problems(task: Task, privacy: Privacy) -> Iterator[Problem]:
             "record-level DP clips the gradient of every record already",
             key="task.training.max_gradient_norm",
             remedy="set it to null and privacy.record.clip to the norm",
+        )
+
+
+def correlated_problems(privacy: Privacy) -> Iterator[Problem]:
+    """Yield what does not go with correlated noise.
+
+    Args:
+        privacy: What is protected.
+    """
+    record = privacy.record
+    if not record.is_correlated:
+        if record.band is not None:
+            yield Problem(
+                "LF1071",
+                "only correlated noise has a band",
+                key="privacy.record.band",
+                remedy="set it to null, or privacy.record.mechanism to dp_ftrl",
+            )
+        return
+    if record.sampler != "full":
+        yield Problem(
+            "LF1071",
+            "correlated noise is accounted for an order that every record keeps its place in",
+            key="privacy.record.sampler",
+            remedy="set it to full, or privacy.record.mechanism to dp_sgd",
+        )
+    if record.noise != "site":
+        yield Problem(
+            "LF1071",
+            "a share of the noise cannot take back what other sites added before",
+            key="privacy.record.noise",
+            remedy="set it to site, or privacy.record.mechanism to dp_sgd",
         )
 
 

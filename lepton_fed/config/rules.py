@@ -15,7 +15,12 @@ from lepton_fed.config import plugins
 from lepton_fed.config.data_rules import data_problems, distinct
 from lepton_fed.config.nearest import did_you_mean
 from lepton_fed.config.plugins import Group
-from lepton_fed.config.privacy_rules import client_problems, record_problems, shared_problems
+from lepton_fed.config.privacy_rules import (
+    client_problems,
+    correlated_problems,
+    record_problems,
+    shared_problems,
+)
 from lepton_fed.config.schema import (
     ClientConf,
     Policy,
@@ -55,6 +60,7 @@ def problems_of(conf: object) -> list[Problem]:
         found += (replace(p, key=f"task.{p.key}") for p in task_problems(conf.task))
         found += _plan(conf)
         found += record_problems(conf.task, conf.privacy)
+        found += correlated_problems(conf.privacy)
         cohort = (
             conf.rounds.cohort_size(conf.sites.count) if isinstance(conf, SimulationConf) else 0
         )

@@ -77,9 +77,9 @@ LEAST_CLIP, LARGEST_CLIP = 1e-6, 1e6
 
 @dataclass(frozen=True)
 class RecordPrivacy:
-    """Record-level differential privacy: DP-SGD at the site."""
+    """Record-level differential privacy: DP-SGD, or DP-FTRL, at the site."""
 
-    enabled: bool = setting(False, "Train with record-level differential privacy (DP-SGD).")
+    enabled: bool = setting(False, "Train with record-level differential privacy.")
     epsilon: float = setting(
         8.0, "Epsilon that one record may cost over the whole run.", above=0, at_most=100
     )
@@ -109,6 +109,20 @@ class RecordPrivacy:
         "How a step's records are drawn: `poisson` (each by itself, which epsilon gains from), "
         "`shuffled` (pass after pass, each in a new order) or `full` (pass after pass, in the "
         "order of the rows). Orders are charged a Gaussian a pass: no sampling counts.",
+    )
+    mechanism: Literal["dp_sgd", "dp_ftrl"] = setting(
+        "dp_sgd",
+        "Noise of the steps: `dp_sgd` (fresh in each) or `dp_ftrl` (each step takes back some of "
+        "the noise of the steps before, so that their sum has far less). `dp_ftrl` goes with "
+        "`sampler: full`, an order that goes on over the rounds: for sites that cannot draw "
+        "Poisson samples.",
+    )
+    band: int | None = setting(
+        None,
+        "With `dp_ftrl`: over how many steps noise is correlated, at most. A site keeps the noise "
+        "of one fewer, 4 bytes for each parameter. None takes what fits into 256 MiB.",
+        at_least=1,
+        at_most=100_000,
     )
     randomness: Literal["system", "insecure_seeded"] = setting(
         "system",
@@ -140,6 +154,11 @@ class RecordPrivacy:
     def is_shared(self) -> bool:
         """Return whether sites add shares of one noise."""
         return self.enabled and self.noise == "shared"
+
+    @property
+    def is_correlated(self) -> bool:
+        """Return whether the noise of a step depends on that of the steps before."""
+        return self.enabled and self.mechanism == "dp_ftrl"
 
 
 @dataclass(frozen=True)

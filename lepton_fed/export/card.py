@@ -261,11 +261,20 @@ def _privacy(summary: RunSummary) -> list[str]:
             "most.",
             "",
         ]
+    if summary.mechanism == "dp_ftrl":
+        mechanism = (
+            f"DP-FTRL. {drawn}, clips the gradient of each record to {clip}, and adds Gaussian "
+            "noise that takes back some of the noise of the steps before. All steps are one "
+            "Gaussian mechanism; the noise multiplier is its noise over what one record moves."
+        )
+    else:
+        mechanism = (
+            f"DP-SGD. {drawn}, clips the gradient of each record to {clip}, and adds Gaussian "
+            "noise; its standard deviation is the noise multiplier times that norm."
+        )
     return [
         *lines,
-        f"- Mechanism: DP-SGD. {drawn}, clips the gradient of each record to {clip}, "
-        "and adds Gaussian noise; its standard deviation is the noise "
-        "multiplier times that norm.",
+        f"- Mechanism: {mechanism}",
         f"- Outside epsilon, left the sites without noise: {', '.join(outside) or 'nothing'}.",
         "- Row counts are treated as public, and epsilon does not cover what is made from a site's "
         "row count: its epsilon and noise multiplier themselves, the sampling rate, the number of "

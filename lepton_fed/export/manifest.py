@@ -159,6 +159,7 @@ class Manifest:
         delta: Delta of every epsilon; None without record-level DP.
         clip: Per-record clipping norm; None without record-level DP.
         outside_epsilon: Numbers derived from rows that epsilon does not cover.
+        mechanism: Record-level DP's, ``dp_sgd`` or ``dp_ftrl``; empty without it.
         sampler: How record-level DP drew a step's records; empty without it.
         adjacency: Which data sets are neighbours for every epsilon; empty without record-level DP.
         randomness: Where its noise and batches came from; ``insecure_seeded`` protects nobody.
@@ -184,6 +185,7 @@ class Manifest:
     delta: float | None
     clip: float | None
     outside_epsilon: list[str]
+    mechanism: str
     sampler: str
     adjacency: str
     randomness: str
@@ -222,6 +224,7 @@ def make_manifest(
         delta=summary.delta,
         clip=summary.clip,
         outside_epsilon=summary.outside_epsilon,
+        mechanism=summary.mechanism,
         sampler=summary.sampler,
         adjacency=adjacency_of(summary.sampler) if summary.sampler else "",
         randomness=summary.randomness,

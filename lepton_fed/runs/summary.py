@@ -94,6 +94,7 @@ class RunSummary:
         randomness: Where its noise and batches came from: ``system``, or ``insecure_seeded``, which
             protects nobody; empty without it.
         client: Client-level DP; None without.
+        mechanism: Record-level DP's: ``dp_sgd`` or ``dp_ftrl``; empty without it.
     """
 
     run: str
@@ -121,3 +122,4 @@ class RunSummary:
     sampler: str = ""
     randomness: str = ""
     client: ClientGuarantee | None = None
+    mechanism: str = ""

@@ -49,6 +49,8 @@ def _describe_rows(population: Sequence[SiteRows]) -> str:
 
 def _describe_noise(noise: dict[str, float], record: RecordPrivacy) -> str:
     text = f"noise multiplier {min(noise.values()):.2f} to {max(noise.values()):.2f}"
-    if record.sampler != "poisson":
+    if record.is_correlated:
+        text += f", correlated over steps, {record.sampler} order"
+    elif record.sampler != "poisson":
         text += f", {record.sampler} order without amplification"
     return text if record.randomness == "system" else f"{text}; INSECURE: noise from the seed"

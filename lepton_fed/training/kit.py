@@ -68,6 +68,11 @@ class TaskKit:
     frozen_buffers: Mapping[str, npt.NDArray[np.generic]]
     _copies: dict[torch.device, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def noised_size(self) -> int:
+        """Return the coordinates of a gradient: all that is trained, also what stays at a site."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
     def model_on(self, device: torch.device) -> nn.Module:
         """Return the scratch model of a device: :attr:`model` itself, or a copy made once."""
         if device.type == "cpu":

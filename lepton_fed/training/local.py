@@ -20,6 +20,7 @@ from lepton_fed.privacy.dp.engines.base import EngineName
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.planning import steps_a_round
 from lepton_fed.privacy.dp.sampling import Sampler
+from lepton_fed.privacy.dp.step_noise import IndependentSteps, StepNoise
 from lepton_fed.strategies.base import SiteRule
 from lepton_fed.training.device import model_on
 from lepton_fed.training.numeric import arranged, autocast, numeric_settings
@@ -87,6 +88,7 @@ class PrivateTraining:
         sampler: Draws the batches.
         engine: What clips and sums.
         most_records: Records that go through the model at once; None sets no limit.
+        correlated: Adds the noise of each step in the place of independent noise.
     """
 
     clip: float
@@ -95,6 +97,13 @@ class PrivateTraining:
     sampler: Sampler
     engine: EngineName = "hooks"
     most_records: int | None = None
+    correlated: StepNoise | None = None
+
+    @property
+    def noise(self) -> StepNoise:
+        """Return what adds the noise of each step."""
+        std = self.noise_multiplier * self.clip
+        return self.correlated or IndependentSteps(std, self.entropy)
 
 
 @dataclass(frozen=True)
@@ -303,9 +312,8 @@ def _backward(
             model,
             losses,
             clip=private.clip,
-            noise_multiplier=private.noise_multiplier,
+            noise=private.noise,
             expected_batch=private.sampler.divisor,
-            entropy=private.entropy,
             engine=private.engine,
             most_records=private.most_records,
         ) as engine:

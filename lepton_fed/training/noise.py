@@ -15,9 +15,10 @@ from lepton_fed.data.drawn import drawn_inputs
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.privacy.dp.engine import DpSgd, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.planning import NoisePlan, plan_for, require_delta
-from lepton_fed.privacy.dp.sampling import PoissonSampler, sampler_of
+from lepton_fed.privacy.dp.planning import NoisePlan, fixed_order, plan_for, require_delta
+from lepton_fed.privacy.dp.sampling import PoissonSampler, Sampler, sampler_of
 from lepton_fed.privacy.dp.shared import SharedNoise
+from lepton_fed.privacy.dp.step_noise import IndependentSteps
 from lepton_fed.strategies.base import PlainSite, SiteRule
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import check_private, record_losses, steps_of
@@ -55,9 +56,21 @@ def plan_noise(
         require_delta(record.delta, rows)
         sampler = PoissonSampler(rows, training.batch_size, shared.sampling_rate)
         return NoisePlan(sampler, 1, shared.noise_multiplier)
-    ordinary = sampler_of(record.sampler, rows, training.batch_size)
-    steps = steps_of(training, rows, ordinary)
-    return plan_for(ordinary, steps, rounds, epsilon=record.epsilon, delta=record.delta)
+    own: Sampler
+    if record.is_correlated:
+        own = fixed_order(
+            rows,
+            training.batch_size,
+            training.epochs,
+            training.steps,
+            rounds,
+            size=kit.noised_size,
+            band=record.band,
+        )
+    else:
+        own = sampler_of(record.sampler, rows, training.batch_size)
+    steps = steps_of(training, rows, own)
+    return plan_for(own, steps, rounds, epsilon=record.epsilon, delta=record.delta)
 
 
 def require_plain_site(agreement: Agreement, rule: SiteRule) -> None:
@@ -110,9 +123,8 @@ def check_trainable(kit: TaskKit, record: RecordPrivacy, devices: int) -> None:
             model,
             losses,
             clip=record.clip,
-            noise_multiplier=0.0,
+            noise=IndependentSteps(0.0, Entropy(bytes(32))),  # never asked for any
             expected_batch=1,
-            entropy=Entropy(bytes(32)),  # draws nothing: no noise, no sampling
             engine=record.engine,
         ) as engine:
             if engine.without_rule:

@@ -28,6 +28,8 @@ from lepton_fed.core.digests import canonical_json
 from lepton_fed.privacy.dp.accounting import Event, epsilon_of
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.engines import bookkeeping
+from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.step_noise import IndependentSteps
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.privacy.ledger.book import RunAccount, RunName
 from lepton_fed.runs.folder import RunFolder
@@ -155,12 +157,12 @@ def test_a_site_s_own_records_of_a_sound_run_pass(finished: RunFolder, tmp_path:
 
 
 def test_half_the_noise_is_found(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = DpSgd.__init__
+    sound = IndependentSteps.__init__
 
-    def faulty(self: DpSgd, *args: Any, noise_multiplier: float, **words: Any) -> None:
-        sound(self, *args, noise_multiplier=noise_multiplier / 2, **words)
+    def faulty(self: IndependentSteps, std: float, entropy: Entropy) -> None:
+        sound(self, std / 2, entropy)
 
-    monkeypatch.setattr(DpSgd, "__init__", faulty)
+    monkeypatch.setattr(IndependentSteps, "__init__", faulty)
     with timed():
         result = audited(finished)
     assert "noise" in failed(result)

@@ -26,6 +26,7 @@ from lepton_fed.data.dataset import Dataset
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.engines.base import EngineName
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.step_noise import IndependentSteps
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training.kit import build_kit
 
@@ -38,9 +39,8 @@ def clipped(model: nn.Module, inputs: torch.Tensor, engine: EngineName = "hooks"
         model,
         lambda outputs, wanted: functional.cross_entropy(outputs, wanted, reduction="none"),
         clip=CLIP,
-        noise_multiplier=0.0,
+        noise=IndependentSteps(0.0, Entropy(bytes(32))),
         expected_batch=1,
-        entropy=Entropy(bytes(32)),
         engine=engine,
     ) as private:
         return torch.cat([part.flatten() for part in private.clipped_sum(inputs, targets)])
@@ -135,9 +135,8 @@ def test_many_additions_do_not_carry_a_record_beyond_the_clip(
             model,
             lambda outputs, wanted: outputs.squeeze(1) * wanted,
             clip=1.0,
-            noise_multiplier=0.0,
+            noise=IndependentSteps(0.0, Entropy(bytes(32))),
             expected_batch=1,
-            entropy=Entropy(bytes(32)),
             engine=engine,
             most_records=most_records,
         ) as private:

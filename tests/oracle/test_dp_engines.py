@@ -19,6 +19,7 @@ from lepton_fed.privacy.dp.engines.bookkeeping import BookKeepingEngine
 from lepton_fed.privacy.dp.engines.build import build_engine
 from lepton_fed.privacy.dp.engines.pieces import Outer, Rows, Whole, joined
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.step_noise import IndependentSteps
 
 ENGINES = ["hooks", "ghost", "bookkeeping"]
 OURS = ["bookkeeping"]
@@ -337,9 +338,8 @@ def private(model, engine, clip=0.3, noise=0.0, **more):
         model,
         losses,
         clip=clip,
-        noise_multiplier=noise,
+        noise=IndependentSteps(noise * clip, Entropy(bytes(range(32)))),
         expected_batch=4,
-        entropy=Entropy(bytes(range(32))),
         engine=engine,
         **more,
     )

@@ -17,9 +17,10 @@ from lepton_fed.core.task import DataContract, ModelSpec, Step, Target, Task, Tr
 from lepton_fed.data.augmentation import build_augmentation
 from lepton_fed.errors import TaskError
 from lepton_fed.models.build import build_model, layout_of, read_vector
-from lepton_fed.privacy.dp.engine import DpSgd, add_noise, check_model
+from lepton_fed.privacy.dp.engine import DpSgd, check_model
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.privacy.dp.step_noise import IndependentSteps, add_noise
 from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training import local
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, record_losses, train
@@ -50,9 +51,8 @@ def engine(model, of, clip=1.0, noise=0.0, expected=8, entropy=None, loss=None):
         model,
         loss or record_losses(of),
         clip=clip,
-        noise_multiplier=noise,
+        noise=IndependentSteps(noise * clip, entropy or Entropy(KEY)),
         expected_batch=expected,
-        entropy=entropy or Entropy(KEY),
     )
 
 

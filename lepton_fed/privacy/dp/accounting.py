@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from lepton_fed.errors import Problem, RunError, TaskError
+from lepton_fed.privacy.dp.events import (
+    ADJACENCY,
+    ROUNDED,
+    ZERO_OUT,
+    CorrelatedGaussian,
+    Event,
+    OrderedGaussian,
+    SampledGaussian,
+    event_of,
+)
 
 __all__ = [
     "ADJACENCY",
     "GRIDS",
     "LARGEST_NOISE",
     "ZERO_OUT",
+    "CorrelatedGaussian",
     "Event",
     "Guarantee",
     "OrderedGaussian",
@@ -36,8 +47,6 @@ __all__ = [
     "terms",
 ]
 
-ADJACENCY = "add-or-remove-one"
-ZERO_OUT = "zero-out-one"
 GRIDS = (1e-3, 2e-4, 1e-4, 1e-5)
 """Grids of the discretised privacy loss; the result is an upper bound at each of them."""
 
@@ -47,149 +56,6 @@ _TOLERANCE = 1e-3  # relative, of the noise multiplier
 _ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024, 4096)
 LARGEST_NOISE = 1e4
 """The largest noise multiplier that is looked for."""
-
-
-@dataclass(frozen=True)
-class SampledGaussian:
-    """Steps of DP-SGD as they were run: a Gaussian on a Poisson sample.
-
-    Args:
-        noise_multiplier: Standard deviation of the noise over the clipping norm.
-        sampling_rate: Probability with which each record is in a step, in (0, 1].
-        steps: Number of steps.
-
-    Raises:
-        ValueError: A number is out of range: fewer than no steps would give epsilon back.
-    """
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-
-    sampler: ClassVar[str] = "poisson"
-    adjacency: ClassVar[str] = ADJACENCY
-
-    def __post_init__(self) -> None:
-        _check_numbers(self)
-
-    def record(self) -> dict[str, str | int | float]:
-        """Return the event as plain JSON; :func:`event_of` reads it back."""
-        return _record(self)
-
-    def times(self, rounds: int) -> SampledGaussian:
-        """Return what as many rounds of it are."""
-        return replace(self, steps=rounds * self.steps)
-
-    def parts(self) -> tuple[float, float, int]:
-        """Return noise multiplier, sampling rate and times of the Gaussians to account for."""
-        return self.noise_multiplier, self.sampling_rate, self.steps
-
-
-@dataclass(frozen=True)
-class OrderedGaussian:
-    """Steps of DP-SGD on batches that were cut from an order of all rows.
-
-    A record is in one batch of a pass, whichever it is. Whoever is told which one sees a Gaussian
-    once a pass and, in the other batches, nothing that depends on the record; being told less never
-    costs more (the privacy loss is jointly quasi-convex in the two neighbours). So one un-amplified
-    Gaussian a pass bounds both orders: L. Chua et al.: How Private are DP-SGD Implementations?
-    ICML 2024, arXiv:2403.17673, section 3.
-
-    The neighbour has the record's place empty: were the place gone too, the rows behind it would
-    move up into other batches.
-
-    Args:
-        noise_multiplier: Standard deviation of the noise over the clipping norm.
-        sampling_rate: Batch over rows, in (0, 1]; told, never credited.
-        steps: Number of steps.
-        passes: Most steps that one record is in; at most ``steps``.
-        sampler: ``shuffled`` (an order for each pass) or ``full`` (always the same one).
-
-    Raises:
-        ValueError: A number is out of range, or there is no such sampler.
-    """
-
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-    passes: int
-    sampler: str
-
-    adjacency: ClassVar[str] = ZERO_OUT
-
-    def __post_init__(self) -> None:
-        _check_numbers(self)
-        if not min(1, self.steps) <= self.passes <= self.steps:
-            raise ValueError(f"{self.steps} steps cannot take {self.passes} passes")
-        if self.sampler not in ("shuffled", "full"):
-            raise ValueError(f"no such order: {self.sampler!r}")
-
-    def record(self) -> dict[str, str | int | float]:
-        """Return the event as plain JSON; :func:`event_of` reads it back."""
-        return {**_record(self), "passes": self.passes}
-
-    def times(self, rounds: int) -> OrderedGaussian:
-        """Return what as many rounds of it are; each begins with a pass of its own."""
-        return replace(self, steps=rounds * self.steps, passes=rounds * self.passes)
-
-    def parts(self) -> tuple[float, float, int]:
-        """Return noise multiplier, sampling rate and times of the Gaussians to account for."""
-        return self.noise_multiplier, 1.0, self.passes
-
-
-Event = SampledGaussian | OrderedGaussian
-"""What a sampler did, as it is charged."""
-
-
-def _check_numbers(event: Event) -> None:
-    if not (0 <= event.noise_multiplier < math.inf and 0 < event.sampling_rate <= 1):
-        raise ValueError(f"no such mechanism: {event}")
-    if event.steps < 0:
-        raise ValueError(f"{event.steps} steps cannot have been run")
-
-
-def _record(event: Event) -> dict[str, str | int | float]:
-    return {
-        "adjacency": event.adjacency,
-        "noise_multiplier": event.noise_multiplier,
-        "sampler": event.sampler,
-        "sampling_rate": event.sampling_rate,
-        "steps": event.steps,
-    }
-
-
-def event_of(record: Mapping[str, Any]) -> Event:
-    """Return the event that ``record()`` wrote down.
-
-    Args:
-        record: Exactly the fields of an event.
-
-    Raises:
-        ValueError: A field is missing, one too many, of another type or out of range.
-
-    Example:
-        >>> event = SampledGaussian(1.1, 0.01, 100)
-        >>> event_of(event.record()) == event
-        True
-    """
-    try:
-        noise, rate, steps = (record[key] for key in ("noise_multiplier", "sampling_rate", "steps"))
-        counts = [steps, *([record["passes"]] if "passes" in record else [])]
-        if any(type(count) is not int for count in counts):
-            raise TypeError("a count is no whole number")
-        if any(type(number) not in (int, float) for number in (noise, rate)):
-            raise TypeError("a rate or noise multiplier is no number")
-        event: Event = (
-            OrderedGaussian(float(noise), float(rate), steps, counts[1], record["sampler"])
-            if "passes" in record
-            else SampledGaussian(float(noise), float(rate), steps)
-        )
-        whole = event.record() == dict(record)
-    except (ArithmeticError, KeyError, TypeError) as error:
-        raise ValueError(f"not the record of an event: {error}") from error
-    if not whole:
-        raise ValueError("not the record of an event: its fields do not go together")
-    return event
 
 
 @dataclass(frozen=True)
@@ -225,19 +91,23 @@ def adjacency_of(sampler: str) -> str:
     return ADJACENCY if sampler == SampledGaussian.sampler else ZERO_OUT
 
 
-def terms(sampler: str, delta: float) -> str:
+def terms(sampler: str, delta: float, mechanism: str = "dp_sgd") -> str:
     """Return what an epsilon of a run depends on, in words, for whoever keeps the bare number.
 
     Args:
         sampler: The sampler of the run.
         delta: Delta of the guarantee.
+        mechanism: The mechanism of the run.
 
     Example:
         >>> terms("shuffled", 1e-5)
         'delta 1e-05, zero-out-one, shuffled sampler, PLD at grid 0.001 or finer'
     """
     adjacency = adjacency_of(sampler)
-    return f"delta {delta:g}, {adjacency}, {sampler} sampler, PLD at grid {GRIDS[0]:g} or finer"
+    noise = "" if mechanism == "dp_sgd" else f" with correlated noise ({mechanism})"
+    return (
+        f"delta {delta:g}, {adjacency}, {sampler} sampler{noise}, PLD at grid {GRIDS[0]:g} or finer"
+    )
 
 
 _Merged = tuple[tuple[tuple[float, float], int], ...]
@@ -294,11 +164,27 @@ def guarantee_of(events: Iterable[Event], delta: float) -> Guarantee:
 
 
 def _merged(events: Iterable[Event]) -> _Merged:
+    """Return equal Gaussians counted, and all that no sampling amplifies as one.
+
+    Gaussians compose to a Gaussian whose inverse squared noise multiplier is the sum of theirs,
+    whatever the neighbours: hundreds of different ones take no longer than one, and are rounded
+    once. What is rounded on the way costs more, never less.
+    """
     merged: Counter[tuple[float, float]] = Counter()
+    correlated = []
     for event in events:
+        if isinstance(event, CorrelatedGaussian):
+            correlated.append(event.inverse_square)
+            continue
         noise, rate, times = event.parts()
         merged[noise, rate] += times
-    return tuple(sorted((key, times) for key, times in merged.items() if times))
+    kept = [(key, times) for key, times in merged.items() if times]
+    whole = [(noise, times) for (noise, rate), times in kept if rate >= 1]
+    if len(whole) > 1 or any(correlated):
+        squares = [times / noise**2 if noise > 0 else math.inf for noise, times in whole]
+        noise = ROUNDED / math.sqrt(math.fsum([*squares, *correlated]))
+        kept = [(key, times) for key, times in kept if key[1] < 1] + [((noise, 1.0), 1)]
+    return tuple(sorted(kept))
 
 
 @lru_cache(maxsize=4096)

@@ -19,9 +19,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from lepton_fed.errors import Problem, TaskError
 from lepton_fed.privacy.dp.engines.base import EngineName, Loss, trained_parameters
 from lepton_fed.privacy.dp.engines.build import build_engine
-from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.step_noise import StepNoise
 
-__all__ = ["DpSgd", "add_noise", "check_model"]
+__all__ = ["DpSgd", "check_model"]
 
 _ROUNDING = 1e-4  # of the largest answer: what may differ between two equal records
 
@@ -102,9 +102,8 @@ class DpSgd:
         model: The model, already checked by :func:`check_model`.
         loss: From outputs and targets to the loss of each record, ``[batch]``.
         clip: Euclidean norm to which a record's gradient is clipped.
-        noise_multiplier: Standard deviation of the noise over ``clip``.
+        noise: Adds the noise of each step to the sum.
         expected_batch: Public divisor of the sum.
-        entropy: Where the noise comes from.
         engine: What clips and sums.
         most_records: Records that go through the model at once; a larger batch is taken in parts,
             and their sums are added. None sets no limit.
@@ -116,16 +115,13 @@ class DpSgd:
         loss: Loss,
         *,
         clip: float,
-        noise_multiplier: float,
+        noise: StepNoise,
         expected_batch: int,
-        entropy: Entropy,
         engine: EngineName = "hooks",
         most_records: int | None = None,
     ) -> None:
-        self._clip = clip
-        self._noise_multiplier = noise_multiplier
+        self._noise = noise
         self._expected_batch = expected_batch
-        self._entropy = entropy
         self._parameters = trained_parameters(model)
         self._engine = build_engine(engine, model, loss, clip)
         self._most_records = most_records
@@ -157,9 +153,8 @@ class DpSgd:
             targets: ``[batch]``.
         """
         clipped = self.clipped_sum(inputs, targets)
-        std = self._noise_multiplier * self._clip
+        self._noise.add(clipped)
         for parameter, total in zip(self._parameters, clipped, strict=True):
-            add_noise(total, std, self._entropy)
             parameter.grad = total.div_(self._expected_batch).to(parameter.dtype)
 
     def clipped_sum(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
@@ -188,19 +183,3 @@ class DpSgd:
             for total, more in zip(sums, self._engine.clipped_sum(*part), strict=True):
                 total.add_(more)
         return sums
-
-
-def add_noise(total: Tensor, std: float, entropy: Entropy) -> None:
-    """Add Gaussian noise to a tensor, in place; on the CPU without a copy.
-
-    Args:
-        total: float32 or float64, of any shape, on any device.
-        std: Standard deviation of the noise.
-        entropy: Where the noise comes from.
-    """
-    if total.device.type == "cpu" and total.is_contiguous():
-        entropy.add_normal(total.numpy(), std)
-        return
-    noise = torch.zeros(total.shape, dtype=torch.float32)
-    entropy.add_normal(noise.numpy(), std)
-    total.add_(noise.to(total.device))

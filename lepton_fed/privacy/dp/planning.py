@@ -12,13 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lepton_fed.errors import Problem, TaskError
-from lepton_fed.privacy.dp.accounting import Event, epsilon_of, guarantee_of, noise_multiplier_for
+from lepton_fed.privacy.dp.accounting import (
+    Event,
+    epsilon_of,
+    guarantee_of,
+    noise_multiplier_for,
+)
+from lepton_fed.privacy.dp.events import MOST_CORRELATED_STEPS
 from lepton_fed.privacy.dp.sampling import PoissonSampler, Sampler
+from lepton_fed.privacy.factorisation.mechanism import FixedOrder, largest_band
 
 __all__ = [
     "NoisePlan",
     "better_plans",
     "epsilon_curve",
+    "fixed_order",
     "plan_for",
     "require_delta",
     "steps_a_round",
@@ -37,7 +45,8 @@ class NoisePlan:
     Args:
         sampler: Draws the batches.
         steps: Steps of one round.
-        noise_multiplier: Standard deviation of the noise over the clipping norm.
+        noise_multiplier: Standard deviation of the noise over the clipping norm; with correlated
+            noise, over the sensitivity of the whole run.
     """
 
     sampler: Sampler
@@ -46,7 +55,7 @@ class NoisePlan:
 
     @property
     def round_event(self) -> Event:
-        """Return what one round costs."""
+        """Return what one round costs, the first where they differ."""
         return self.sampler.event(self.noise_multiplier, self.steps)
 
     @property
@@ -56,7 +65,10 @@ class NoisePlan:
         The standard deviation of the noise in a coordinate of the mean gradient, over the largest
         norm that this gradient can have: both are in units of the clipping norm.
         """
-        return self.noise_multiplier / self.sampler.divisor
+        deviation = self.noise_multiplier
+        if isinstance(self.sampler, FixedOrder):
+            deviation *= self.sampler.mechanism.step_deviation
+        return deviation / self.sampler.divisor
 
     @property
     def rows_a_round(self) -> float:
@@ -71,6 +83,9 @@ class NoisePlan:
         Args:
             rounds: Rounds of the run.
         """
+        if isinstance(self.sampler, FixedOrder):
+            deviation = self.noise_multiplier * self.sampler.mechanism.sum_deviation
+            return deviation / (self.sampler.planned * self.sampler.divisor)
         return self.step_noise / math.sqrt(rounds * self.steps)
 
 
@@ -83,6 +98,37 @@ def steps_a_round(sampler: Sampler, epochs: int | None, steps: int | None) -> in
         steps: Steps, instead of passes.
     """
     return (epochs or 1) * sampler.steps_per_epoch if steps is None else steps
+
+
+def fixed_order(
+    rows: int,
+    expected_batch: int,
+    epochs: int | None,
+    steps: int | None,
+    rounds: int,
+    *,
+    size: int,
+    band: int | None = None,
+) -> FixedOrder:
+    """Return the order of a run's batches with correlated noise.
+
+    Args:
+        rows: Number of records at the site.
+        expected_batch: Records in a step.
+        epochs: Passes over the rows in a round; 1 if None.
+        steps: Steps of a round, instead of passes.
+        rounds: Rounds of the run.
+        size: Coordinates of a gradient.
+        band: Largest band; the largest whose past noise takes 256 MiB if None.
+
+    Raises:
+        TaskError: LF3308, the run has more steps than can be planned.
+    """
+    a_pass = math.ceil(rows / expected_batch)
+    planned = rounds * ((epochs or 1) * a_pass if steps is None else steps)
+    if planned > MOST_CORRELATED_STEPS:
+        raise _too_many(f"{planned:,} steps with correlated noise", MOST_CORRELATED_STEPS)
+    return FixedOrder.of(rows, expected_batch, planned, band or largest_band(size))
 
 
 def plan_for(
@@ -105,18 +151,21 @@ def plan_for(
     rows = sampler.rows
     require_delta(delta, rows)
     if rounds * steps > _MOST_STEPS:
-        raise TaskError(
-            Problem(
-                "LF3308",
-                f"{rounds} rounds of {steps} steps are more than the {_MOST_STEPS:,} that can be "
-                "accounted",
-                key="rounds.count",
-                remedy="fewer rounds, fewer epochs or larger batches",
-            )
-        )
+        raise _too_many(f"{rounds} rounds of {steps} steps", _MOST_STEPS)
     noise = noise_multiplier_for(epsilon, delta, sampler.event(1.0, steps).times(rounds))
     guarantee_of([sampler.event(noise, steps).times(rounds)], delta)  # cross-checked
     return NoisePlan(sampler, steps, noise)
+
+
+def _too_many(what: str, most: int) -> TaskError:
+    return TaskError(
+        Problem(
+            "LF3308",
+            f"{what} are more than the {most:,} that can be accounted",
+            key="rounds.count",
+            remedy="fewer rounds, fewer epochs or larger batches",
+        )
+    )
 
 
 def require_delta(delta: float, rows: int) -> None:
@@ -170,7 +219,9 @@ def better_plans(
         epsilon: Target for the whole run.
         delta: Delta of the guarantee.
     """
-    found = []
+    found: list[NoisePlan] = []
+    if isinstance(plan.sampler, FixedOrder):
+        return found  # it is for sites that cannot draw what is suggested
     for rate, total in _SUGGESTED:
         batch = max(1, round(max(rate, plan.sampler.rate) * plan.sampler.rows))
         steps = max(plan.steps, math.ceil(total / rounds))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lepton_fed.privacy.dp.accounting import OrderedGaussian, SampledGaussian
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.factorisation.mechanism import FixedOrder
 
 __all__ = ["SAMPLERS", "OrderedSampler", "PoissonSampler", "Sampler", "sampler_of"]
 
@@ -120,12 +121,12 @@ class OrderedSampler:
         return OrderedGaussian(noise_multiplier, self.rate, steps, passes, self.order)
 
 
-Sampler = PoissonSampler | OrderedSampler
+Sampler = PoissonSampler | OrderedSampler | FixedOrder
 """Draws batches and says what they cost."""
 
 
-def sampler_of(name: str, rows: int, expected_batch: int) -> Sampler:
-    """Return a sampler.
+def sampler_of(name: str, rows: int, expected_batch: int) -> PoissonSampler | OrderedSampler:
+    """Return a sampler of DP-SGD.
 
     Args:
         name: One of :data:`SAMPLERS`.

@@ -1,4 +1,4 @@
 """DP-FTRL: noise that is correlated over steps, for sites that cannot promise Poisson sampling.
 
-Everything here is a function of its arguments; no run uses it yet.
+``privacy.record.mechanism: dp_ftrl`` trains with it. All here are functions of their arguments.
 """

@@ -3,8 +3,8 @@
 From ``C w = z`` follows ``w[t] = (z[t] - sum_{0<j<p} c[j] w[t-j]) / c[0]``: one fresh Gaussian
 vector a step, and ``p - 1`` old ones in memory, 4 bytes for each coordinate.
 
-The old noise is secret: who has it can take it off. Training that goes on after a restart without
-it starts a new mechanism, which costs again.
+The old noise is secret: who has it can take it off. Training that went on without it would be a new
+mechanism, which costs again.
 
 References:
     C. A. Choquette-Choo et al., NeurIPS 2023, arXiv:2306.08153 (streaming
@@ -37,6 +37,11 @@ class CorrelatedNoise:
         entropy: The owner's own, from the operating system.
         past: What :meth:`past` said when training stopped; nothing at the start.
 
+    Attributes:
+        size: Coordinates of a vector.
+        step: How many vectors there were.
+        steps: How many there are at most.
+
     Raises:
         ValueError: A number is out of range, or the past is that of another stream.
     """
@@ -63,7 +68,7 @@ class CorrelatedNoise:
         self.step, self._past = past or (0, np.zeros(kept, dtype=np.float32))
         if self._past.shape != kept or not 0 <= self.step <= steps:
             raise ValueError(f"step {self.step} and noise of shape {self._past.shape}, not {kept}")
-        self._size = size
+        self.size = size
 
     def past(self) -> tuple[int, Floats]:
         """Return the step that is next and the noise that is still needed: both are secret.
@@ -85,14 +90,18 @@ class CorrelatedNoise:
         if self.step >= self.steps:
             raise ValueError(f"noise for more than {self.steps} steps")
         kept = self._past.shape[0]
-        noise = np.empty(self._size, dtype=np.float32)
-        for start in range(0, self._size, _SLICE):
-            part = slice(start, min(start + _SLICE, self._size))
+        noise = np.empty(self.size, dtype=np.float32)
+        back = 1 + np.arange(min(kept, self.step))
+        weights = np.zeros(kept)
+        if kept:
+            weights[(self.step - back) % kept] = self._coefficients[back]
+        for start in range(0, self.size, _SLICE):
+            part = slice(start, min(start + _SLICE, self.size))
             wide = self._entropy.normal(part.stop - part.start).astype(np.float64)
             wide *= self._deviation
-            for back in range(1, min(kept, self.step) + 1):
-                past = self._past[(self.step - back) % kept, part]
-                wide -= self._coefficients[back] * past.astype(np.float64)
+            if back.size:
+                # Not by BLAS, whose threads wait for each other longer than this takes.
+                wide -= np.einsum("i,ij->j", weights, self._past[:, part].astype(np.float64))
             noise[part] = wide / self._coefficients[0]
         if kept:
             self._past[self.step % kept] = noise

@@ -33,7 +33,15 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["best_band", "inverse", "prefix_error", "sensitivity", "square_root"]
+__all__ = [
+    "best_band",
+    "inverse",
+    "moved_squares",
+    "prefix_error",
+    "sensitivity",
+    "square_root",
+    "step_deviation",
+]
 
 Reals = npt.NDArray[np.float64]
 
@@ -66,14 +74,51 @@ def inverse(coefficients: Reals, steps: int) -> Reals:
     Returns:
         ``[steps]`` float64.
     """
-    backwards = coefficients[:0:-1]
-    found = np.zeros(steps)
-    found[0] = 1 / coefficients[0]
-    for step in range(1, steps):
-        taken = min(step, backwards.size)
-        known = found[step - taken : step]
-        found[step] = -(backwards[backwards.size - taken :] @ known) / coefficients[0]
-    return found
+    known = np.array([1 / coefficients[0]])
+    while known.size < steps:  # Newton's step doubles the coefficients that are right
+        size = min(2 * known.size, steps)
+        width = 2 * size + known.size
+        seen = np.fft.rfft(known, width)
+        product = np.fft.irfft(np.fft.rfft(coefficients[:size], width) * seen**2, width)[:size]
+        doubled = 2 * np.pad(known, (0, size - known.size)) - product
+        doubled[: known.size] = known
+        known = doubled
+    return known
+
+
+def moved_squares(coefficients: Reals, steps: int, participations: int, separation: int) -> Reals:
+    """Return the squares of how far a unit moves what the first steps release, for each number.
+
+    The worst pattern begins with the first step, whatever the number of steps: so each of these is
+    the sensitivity of that many first rows of ``C``, and none is smaller than the one before.
+
+    Args:
+        coefficients: ``[p]`` of ``C``, not negative, not increasing.
+        steps: Rows of ``C``.
+        participations: Steps that a unit takes part in, at most.
+        separation: Steps from one to the next, at least.
+
+    Returns:
+        ``[steps + 1]`` float64: at ``t`` the squared sensitivity of the first ``t`` steps, exactly:
+        there are gradients of norm 1 that move them that far.
+
+    Raises:
+        ValueError: A number is out of range, or the coefficients are none for which this is known.
+    """
+    if steps < 1 or participations < 1 or separation < 1:
+        raise ValueError(
+            f"{steps} steps, {participations} participations, {separation} steps apart"
+        )
+    if (coefficients < 0).any() or (np.diff(coefficients) > 0).any():
+        raise ValueError("coefficients that are negative or increase")
+    # Row r of as many columns as there are, one in `separation`: c[r] + c[r - b] + c[r - 2 b] ...
+    column = np.zeros(-(-steps // separation) * separation)
+    column[: min(coefficients.size, steps)] = coefficients[:steps]
+    moved = np.cumsum(column.reshape(-1, separation), axis=0).reshape(-1)
+    beyond = participations * separation  # the columns from here on are none of the unit's
+    if beyond < steps:
+        moved[beyond:] -= moved[:-beyond].copy()
+    return np.concatenate([[0.0], np.cumsum(np.square(moved[:steps]))])
 
 
 def sensitivity(coefficients: Reals, steps: int, participations: int, separation: int) -> float:
@@ -85,24 +130,20 @@ def sensitivity(coefficients: Reals, steps: int, participations: int, separation
         participations: Steps that a unit takes part in, at most.
         separation: Steps from one to the next, at least.
 
-    Returns:
-        The sensitivity, exactly: there are gradients that move it that far.
-
     Raises:
-        ValueError: A number is out of range, or the coefficients are none for which this is known.
+        ValueError: As :func:`moved_squares`.
     """
-    if steps < 1 or participations < 1 or separation < 1:
-        raise ValueError(
-            f"{steps} steps, {participations} participations, {separation} steps apart"
-        )
-    if (coefficients < 0).any() or (np.diff(coefficients) > 0).any():
-        raise ValueError("coefficients that are negative or increase")
-    moved = np.zeros(steps)
-    column = np.zeros(steps)
-    column[: min(coefficients.size, steps)] = coefficients[:steps]
-    for at in range(0, min(steps, participations * separation), separation):
-        moved[at:] += column[: steps - at]
-    return float(np.linalg.norm(moved))
+    return math.sqrt(moved_squares(coefficients, steps, participations, separation)[-1])
+
+
+def step_deviation(coefficients: Reals, steps: int) -> float:
+    """Return the deviation of the last step's noise, the largest there is, for unit noise.
+
+    Args:
+        coefficients: ``[p]`` of ``C``; the first is not 0.
+        steps: Steps of the whole training.
+    """
+    return float(np.linalg.norm(inverse(coefficients, steps)))
 
 
 def prefix_error(coefficients: Reals, steps: int, participations: int, separation: int) -> float:

@@ -44,6 +44,8 @@ class RunAccount:
         event: What each of its rounds was to cost when it was last accepted.
         rounds: How many it was to have; 0 when nothing is reserved.
         charges: Round and cost of each charge.
+        answered: Newest round of which something left; told only where more depends on it than
+            the cost.
     """
 
     name: RunName
@@ -51,16 +53,25 @@ class RunAccount:
     event: Event | None = None
     rounds: int = 0
     charges: list[tuple[int, Event]] = field(default_factory=list)
+    answered: int = 0
 
     @property
     def remaining(self) -> int:
         """Return how many rounds are reserved still.
 
         Rounds only go up: one that passed without this site is not asked for any more, and what
-        was reserved for it is free. One that had to be trained twice has used up another.
+        was reserved for it is free. One that had to be trained twice has used up another, unless
+        the second time cost nothing.
         """
         newest = max((number for number, _ in self.charges), default=0)
-        return max(0, self.rounds - max(newest, len(self.charges)))
+        paid = sum(1 for _, event in self.charges if event.steps)
+        return max(0, self.rounds - max(newest, paid))
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """Return the mechanisms that were charged or are reserved, by name."""
+        events = [*self.charged, *([self.event] if self.event else [])]
+        return sorted({event.mechanism for event in events})
 
     @property
     def charged(self) -> list[Event]:
@@ -70,7 +81,9 @@ class RunAccount:
     @property
     def reserved(self) -> list[Event]:
         """Return what is reserved still."""
-        return [self.event] * self.remaining if self.event else []
+        if self.event is None or not self.remaining:
+            return []
+        return [self.event.after(self.charged).times(self.remaining)]
 
 
 class Book:
@@ -123,6 +136,11 @@ class Book:
             for event in account.charged
         ]
 
+    def answered(self, agreement: str) -> int:
+        """Return the newest round of a run of which something left, where that is told; or 0."""
+        found = [a.answered for a in self._runs.values() if a.name.agreement == agreement]
+        return max(found, default=0)
+
     def with_rows_of(self, dataset: str) -> list[frozenset[str]]:
         """Return the groups with a name in them; there is always the one of itself."""
         found = [group for group in self.groups if dataset in group]
@@ -168,6 +186,7 @@ class Book:
             "dataset": self._see,
             "reserved": self._reserve,
             "charged": self._charge,
+            "answered": self._answer,
             "released": self._release,
             "acknowledged": self._acknowledge,
         }
@@ -200,6 +219,10 @@ class Book:
 
     def _charge(self, body: Mapping[str, Any]) -> None:
         self._of(body).charges.append((_count(body, "round"), event_of(body["event"])))
+
+    def _answer(self, body: Mapping[str, Any]) -> None:
+        account = self._of(body)
+        account.answered = max(account.answered, _count(body, "round"))
 
     def _release(self, body: Mapping[str, Any]) -> None:
         account = self._of(body)

@@ -33,6 +33,7 @@ class RunSpend:
         dataset: Name of the data set.
         run: Name of the run.
         agreement: Digest of what was agreed to.
+        mechanisms: What added its noise: ``dp_sgd`` or ``dp_ftrl``.
         charges: How often a round was charged.
         epsilon: What they cost by themselves.
         reserved: Rounds that are reserved still.
@@ -41,6 +42,7 @@ class RunSpend:
     dataset: str
     run: str
     agreement: str
+    mechanisms: list[str]
     charges: int
     epsilon: float
     reserved: int
@@ -107,6 +109,7 @@ def statement_of(book: Book, delta: float) -> Statement:
             account.dataset,
             account.name.run,
             account.name.agreement,
+            account.mechanisms,
             len(account.charges),
             epsilon_of(account.charged, delta),
             account.remaining,

@@ -222,6 +222,33 @@ class Ledger:
                 )  # fmt: skip
         return self._book.spent(self._dataset, self._delta)
 
+    def answered(self, agreement: str) -> int:
+        """Return the newest round of a run that :meth:`note_answer` was called for, or 0.
+
+        Args:
+            agreement: Digest of what was agreed to.
+        """
+        self._read()
+        return self._book.answered(agreement)
+
+    def note_answer(self, run: RunName, round_number: int) -> None:
+        """Write down that something is about to leave that was made in a round.
+
+        A later round may depend on it: who went on from a state of before, because a file is gone
+        or an older copy, would spend what nobody counts.
+
+        Args:
+            run: The run.
+            round_number: The round.
+
+        Raises:
+            Refused: The ledger is not whole, or cannot be written; nothing may leave.
+        """
+        if self.answered(run.agreement) >= round_number:
+            return
+        with self._writing() as transaction:
+            self._append(transaction, "answered", **self._about(run), round=round_number)
+
     def release(self, run: str, why: str) -> list[RunAccount]:
         """Free what is reserved for a run still.
 

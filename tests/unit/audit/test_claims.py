@@ -174,6 +174,12 @@ def test_shared_noise_is_refused_before_anything_is_trained(tmp_path: Path) -> N
         claims_of_site("last", conf)
 
 
+def test_correlated_noise_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    conf, _ = site_of(tmp_path, mechanism="dp_ftrl", sampler="full")
+    with pytest.raises(RunError, match="LF5234"):
+        claims_of_site("last", conf)
+
+
 def test_a_report_reads_back_and_a_broken_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "new" / "audit.json"
     check = Check("noise", False, "half of it", {"estimated": 1.0})

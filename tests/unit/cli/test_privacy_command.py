@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from typer.testing import CliRunner
 
 from lepton_fed.cli import app
 from lepton_fed.config.templates import template
-from lepton_fed.privacy.dp.accounting import OrderedGaussian, SampledGaussian, epsilon_of
+from lepton_fed.privacy.dp.accounting import (
+    CorrelatedGaussian,
+    OrderedGaussian,
+    SampledGaussian,
+    epsilon_of,
+)
 
 SMALL = ("rounds.count=5", "task.training.batch_size=40", "privacy.record.epsilon=4")
 
@@ -55,6 +61,41 @@ def test_steps_and_orders_are_planned_as_they_are_run() -> None:
     event = OrderedGaussian(found["schedule"]["noise_multiplier"], 0.2, 35, 10, "full")
     assert found["guarantee"]["epsilon"] == epsilon_of([event], 1e-5)
     assert found["guarantee"]["adjacency"] == "zero-out-one"
+
+
+def test_correlated_noise_is_planned_and_held_against_fresh_noise() -> None:
+    longer = ("rounds.count=20", "task.training.epochs=1", "privacy.record.sampler=full")
+    words = ("privacy.record.mechanism=dp_ftrl", *longer)
+    found = plan("--rows", "200", *SMALL, *words)
+    schedule, told = found["schedule"], found["correlation"]
+    assert (schedule["mechanism"], schedule["sampler"]) == ("dp_ftrl", "full")
+    assert (told["participations"], told["separation"]) == (20, 5)
+    event = CorrelatedGaussian(schedule["noise_multiplier"], 0.2, 100, 0, 100, 5, told["band"])
+    assert found["guarantee"]["epsilon"] == epsilon_of([event], 1e-5)
+    assert found["guarantee"]["adjacency"] == "zero-out-one"
+    # At the same epsilon; 20 of 100 steps have the record in them.
+    fresh = plan("--rows", "200", *SMALL, *longer)
+    assert fresh["correlation"] is None
+    alike = fresh["schedule"]["noise_multiplier"] * math.sqrt(101 / 2)
+    assert told["independent_prefix_error"] == pytest.approx(alike, rel=2e-3)
+    assert told["prefix_error"] < 0.6 * told["independent_prefix_error"]
+    assert told["step_deviation"] > fresh["schedule"]["noise_multiplier"]
+    assert schedule["run_noise_to_signal"] < 0.6 * fresh["schedule"]["run_noise_to_signal"]
+    assert schedule["step_noise_to_signal"] == told["step_deviation"] / 40
+    assert found["better"] == []
+    few = plan("--rows", "200", *SMALL, *words, "privacy.record.band=2")["correlation"]
+    assert few["band"] == 2
+    assert few["state_bytes"] * (told["band"] - 1) == told["state_bytes"]
+    shown = run("--rows", "200", *SMALL, *words).output
+    assert f"correlated over {told['band']} steps" in shown
+    assert "with fresh noise at the same epsilon" in shown
+
+
+def test_more_correlated_steps_than_can_be_planned_are_refused() -> None:
+    words = ("privacy.record.mechanism=dp_ftrl", "privacy.record.sampler=full")
+    refused = run("--rows", "200", *SMALL, *words, "rounds.count=100000")
+    assert refused.exit_code == 2
+    assert "LF3308" in refused.output
 
 
 def test_a_coordinator_s_conf_gives_the_values_and_the_command_line_replaces_them() -> None:

@@ -92,6 +92,11 @@ def test_a_run_at_every_bound_of_the_policy_is_allowed():
         (record(clip=math.inf), "LF4607", ""),
         (record(clip=1e-45), "LF4607", ""),  # in float32 its noise would be none
         (record(clip=1e38), "LF4607", ""),  # noise does not hide that a sum is infinite
+        (record(mechanism="dp_ftrl"), "LF4622", "privacy.record.sampler"),
+        (record(mechanism="dp_ftrl", sampler="full", band=0), "LF4622", ""),
+        (record(mechanism="dp_ftrl", sampler="full", band=10**40), "LF4622", ""),
+        (record(band=8), "LF4622", "privacy.record.band"),
+        (record(mechanism="none"), "LF4622", ""),
         (record(engine="ghost"), "LF4607", ""),
         (record(engine="none"), "LF4607", ""),
         (record(most_records=0), "LF4607", ""),

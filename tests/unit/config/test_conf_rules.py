@@ -245,6 +245,27 @@ def test_noise_from_a_seed_is_for_simulations_alone() -> None:
     assert _codes(found) == [("LF1069", "privacy.record.randomness")]
 
 
+FTRL = "privacy.record={enabled: true, mechanism: dp_ftrl, sampler: full, band: 8}"
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("privacy.record.sampler=poisson", "sampler"),
+        ("privacy.record.sampler=shuffled", "sampler"),
+        ("privacy.record.mechanism=dp_sgd", "band"),
+    ],
+)
+def test_correlated_noise_goes_with_one_order(change: str, key: str) -> None:
+    assert _codes(_simulation(FTRL)) == []
+    assert _codes(_simulation(FTRL, change)) == [("LF1071", f"privacy.record.{key}")]
+
+
+def test_correlated_noise_is_not_shared() -> None:
+    found = _codes(_simulation(FTRL, "privacy.record.noise=shared"))
+    assert ("LF1071", "privacy.record.noise") in found
+
+
 def test_ghost_clipping_is_for_simulations() -> None:
     asked = ("privacy.record.enabled=true", "privacy.record.engine=ghost")
     assert _simulation(*asked) == []

@@ -162,6 +162,13 @@ def test_the_card_of_an_order_credits_it_nothing(mlp: Any, dp: Any, sampler: str
     assert "order" in privacy
 
 
+def test_the_card_names_correlated_noise(mlp: Any, dp: Any) -> None:
+    told = card(mlp.task, replace(dp, sampler="full", mechanism="dp_ftrl"))
+    assert "- Mechanism: DP-FTRL. Each step takes the next records in the order of the rows" in told
+    assert "takes back some of the noise of the steps before" in told
+    assert "- Mechanism: DP-SGD." in card(mlp.task, replace(dp, mechanism="dp_sgd"))
+
+
 def test_the_card_calls_noise_from_a_seed_insecure(mlp: Any, dp: Any) -> None:
     assert "**Insecure.**" in card(mlp.task, replace(dp, randomness="insecure_seeded"))
     assert "Insecure" not in card(mlp.task, replace(dp, randomness="system"))

@@ -147,6 +147,7 @@ def test_privacy_of_each_site_is_in_the_manifest(mlp: Any, summary_of: Any) -> N
         delta=1e-5,
         clip=0.5,
         outside_epsilon=["evaluation"],
+        mechanism="dp_sgd",
         sampler="shuffled",
         randomness="system",
     )
@@ -154,9 +155,9 @@ def test_privacy_of_each_site_is_in_the_manifest(mlp: Any, summary_of: Any) -> N
     assert (manifest.delta, manifest.clip) == (1e-5, 0.5)
     assert manifest.outside_epsilon == ["evaluation"]
     assert (manifest.sampler, manifest.adjacency) == ("shuffled", "zero-out-one")
-    assert manifest.randomness == "system"
+    assert (manifest.randomness, manifest.mechanism) == ("system", "dp_sgd")
     bare = make_manifest(mlp.task, summary_of(mlp.task), RELEASE, "signer", {})
-    assert (bare.sampler, bare.adjacency, bare.randomness) == ("", "", "")
+    assert (bare.mechanism, bare.sampler, bare.adjacency, bare.randomness) == ("", "", "", "")
     assert [(s.epsilon, s.noise_multiplier) for s in manifest.sites] == [(7.5, 1.25), (None, None)]
 
 

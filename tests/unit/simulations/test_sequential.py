@@ -15,7 +15,7 @@ from lepton_fed.config.schema import SimulationConf
 from lepton_fed.core.layout import vector_digest
 from lepton_fed.errors import ConfError, DataError, LeptonError, RunError, TaskError
 from lepton_fed.flower.transport import GridTransport
-from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of
+from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, event_of
 from lepton_fed.privacy.dp.sampling import OrderedSampler
 from lepton_fed.runs.events import read_events
 from lepton_fed.runs.folder import list_runs
@@ -295,6 +295,26 @@ def test_noise_and_batches_never_come_from_the_run_s_seed(load, private):
         runs.append(simulate(load(*private, "seed=5")))
     assert runs[0].summary.model != runs[1].summary.model
     assert {done.summary.randomness for done in runs} == {"system"}
+
+
+def test_correlated_noise_is_run_charged_and_told_as_what_it_is(load, private):
+    words = ("privacy.record.mechanism=dp_ftrl", "privacy.record.sampler=full")
+    done = simulate(load(*private, *words))
+    for rows, site in zip(done.population, done.summary.sites, strict=True):
+        charged = [event_of(entry["event"]) for entry in charges_in(done.folder.site(site.name))]
+        steps = -(-len(rows.training) // 32)
+        assert [(event.first, event.steps) for event in charged] == [
+            (number * steps, steps) for number in range(3)
+        ]
+        assert {event.mechanism for event in charged} == {"dp_ftrl"}
+        one = SampledGaussian(site.noise_multiplier, 1.0, 1)
+        assert site.epsilon == epsilon_of(charged, 1e-5)
+        assert site.epsilon == pytest.approx(epsilon_of([one], 1e-5), rel=1e-6)
+        assert 0.99 * 4 < site.epsilon <= 4
+    assert (done.summary.mechanism, done.summary.sampler) == ("dp_ftrl", "full")
+    assert events_of(done, "run.started")[0]["mechanism"] == "dp_ftrl"
+    assert "DP-FTRL: order of the rows, noise correlated" in "".join(privacy_lines(done.summary))
+    assert "DP-FTRL" not in "".join(privacy_lines(simulate(load(*private)).summary))
 
 
 def test_seeded_noise_repeats_and_is_called_insecure_wherever_it_is_told(load, private):

@@ -22,6 +22,7 @@ from lepton_fed.errors import TaskError
 from lepton_fed.models.build import read_vector
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.step_noise import IndependentSteps
 from lepton_fed.training.kit import build_kit
 from lepton_fed.training.local import record_losses
 from lepton_fed.training.noise import check_trainable
@@ -181,9 +182,8 @@ def test_what_an_idle_layer_leaves_does_not_pile_up(monkeypatch):
         model,
         record_losses(TASK),
         clip=1.0,
-        noise_multiplier=0.0,
+        noise=IndependentSteps(0.0, Entropy(bytes(32))),
         expected_batch=4,
-        entropy=Entropy(bytes(32)),
     ) as engine:
         for _ in range(3):
             engine.clipped_sum(inputs, targets)

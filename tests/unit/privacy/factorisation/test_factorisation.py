@@ -10,11 +10,16 @@ import pytest
 
 from lepton_fed.privacy.dp.accounting import SampledGaussian, epsilon_of, noise_multiplier_for
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.factorisation.mechanism import ADJACENCY, BandedMechanism, FixedOrder
+from lepton_fed.privacy.factorisation.mechanism import (
+    BandedMechanism,
+    FixedOrder,
+    largest_band,
+)
 from lepton_fed.privacy.factorisation.noise import CorrelatedNoise
 from lepton_fed.privacy.factorisation.toeplitz import (
     best_band,
     inverse,
+    moved_squares,
     prefix_error,
     sensitivity,
     square_root,
@@ -89,6 +94,40 @@ def test_no_pattern_moves_more_than_the_sensitivity(band, participations, separa
     assert found == pytest.approx(worst, rel=1e-12)
 
 
+@pytest.mark.parametrize("band", [1, 2, 5, 10])
+@pytest.mark.parametrize("separation", [1, 2, 4, 10, 15])
+def test_no_pattern_moves_the_first_steps_more_than_is_charged_for_them(band, separation):
+    """Each prefix by itself, over every pattern: they are what rounds are charged by."""
+    steps = 10
+    participations = -(-steps // separation)
+    coefficients = square_root(band)
+    matrix = dense(coefficients, steps)
+    squares = moved_squares(coefficients, steps, participations, separation)
+    assert squares[0] == 0
+    assert (np.diff(squares) >= 0).all()
+    for first in range(1, steps + 1):
+        worst = max(
+            np.square(matrix[:first, pattern].sum(axis=1)).sum()
+            for pattern in patterns(first, -(-first // separation), separation)
+        )
+        assert squares[first] == pytest.approx(worst, rel=1e-12)
+
+
+def test_deviations_are_those_of_dense_matrices():
+    mechanism = BandedMechanism(40, 4, 10, 7)
+    solved = np.linalg.inv(dense(square_root(7), 40))
+    steps = np.linalg.norm(solved, axis=1)
+    assert mechanism.step_deviation == pytest.approx(mechanism.sensitivity * steps.max())
+    whole = np.linalg.norm(solved.sum(axis=0))
+    assert mechanism.sum_deviation == pytest.approx(mechanism.sensitivity * whole)
+
+
+def test_past_noise_takes_a_quarter_of_a_gibibyte_at_most():
+    assert largest_band(10_000_000) == 7
+    assert 6 * 4 * 10_000_000 <= 256 * 2**20 < 7 * 4 * 10_000_000
+    assert largest_band(10**9) == 1
+
+
 def test_no_gradients_move_more_than_equal_ones():
     random = np.random.default_rng(0)
     matrix = dense(square_root(6), 12)
@@ -155,30 +194,38 @@ def test_prefix_sums_of_the_stream_have_the_computed_error():
 
 
 def test_a_training_costs_what_one_gaussian_costs():
-    mechanism = BandedMechanism(200, 4, 50, 50)
+    order = FixedOrder(500, 10, planned=200, band=50)
     noise = noise_multiplier_for(2.0, 1e-5, SampledGaussian(1.0, 1.0, 1))
-    assert 1.99 < epsilon_of([mechanism.event(noise)], 1e-5) <= 2.0
+    event = order.event(noise, 200)
+    assert epsilon_of([event], 1e-5) == pytest.approx(2.0, abs=0.003)
+    assert epsilon_of([event], 1e-5) >= epsilon_of([SampledGaussian(noise, 1.0, 1)], 1e-5) - 1e-9
+    assert (event.adjacency, event.sampler, event.mechanism) == ("zero-out-one", "full", "dp_ftrl")
     # The same epsilon for independent noise: four steps have the record in them.
     plain = BandedMechanism(200, 4, 50, 1)
     assert plain.sensitivity == pytest.approx(2.0)
-    assert plain.error / mechanism.error == pytest.approx(3.7, rel=0.02)
-    assert ADJACENCY == "zero-out-one"
+    assert plain.error / order.mechanism.error == pytest.approx(3.7, rel=0.02)
+    assert plain.error == pytest.approx(order.mechanism.independent_error)
 
 
 def test_records_come_back_after_one_pass_and_the_mechanism_knows():
-    order = FixedOrder(rows=103, batch=10)
-    batches = list(order.batches(30))
+    order = FixedOrder.of(103, 10, planned=30, most_band=1000)
+    batches = list(order.batches(30, Entropy(KEY)))
     assert order.steps_per_epoch == 11
+    assert (order.rate, order.divisor) == (10 / 103, 10)
     assert [batch.size for batch in batches[:11]] == [10] * 10 + [3]
     for row in (0, 57, 102):
         steps = [step for step, batch in enumerate(batches) if row in batch]
         assert len(steps) <= 3
         assert set(np.diff(steps)) == {11}
-    resumed = list(order.batches(10, first=20))
+    resumed = list(order.at(20).batches(10, Entropy(KEY)))
     assert all((a == b).all() for a, b in zip(resumed, batches[20:], strict=True))
-    mechanism = order.mechanism(30)
+    mechanism = order.mechanism
     assert (mechanism.steps, mechanism.participations, mechanism.separation) == (30, 3, 11)
-    assert order.mechanism(30, most_band=4).band == 4
+    assert mechanism.band == best_band(30, 3, 11)
+    assert FixedOrder.of(103, 10, planned=30, most_band=4).band == 4
+    assert order.at(20).event(1.0, 10).end == 30
+    with pytest.raises(ValueError, match="no such steps"):
+        order.at(25).event(1.0, 10)
 
 
 def test_the_best_band_is_the_best_there_is():
@@ -206,7 +253,11 @@ def test_numbers_out_of_range_are_refused():
             CorrelatedNoise(np.array(coefficients), size, deviation, steps, Entropy(KEY))
     for rows, batch in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="batches"):
-            FixedOrder(rows, batch)
+            FixedOrder(rows, batch, 5, 1)
+    with pytest.raises(ValueError, match="step 6 of 5"):
+        FixedOrder(10, 2, 5, 1, first=6)
+    with pytest.raises(ValueError, match="band"):
+        FixedOrder(10, 2, 5, 6)
     with pytest.raises(ValueError, match="band"):
         BandedMechanism(5, 1, 5, 6)
     with pytest.raises(ValueError, match="participations"):
