@@ -11,20 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from lepton_fed.clients.encoded import Encoder
 from lepton_fed.clients.vault import Remembered, StoredVector, Vault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import AggregationFloor
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
-from lepton_fed.errors import Problem, Refused, RunError
+from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.signature import PrivateKey, PublicKey
-from lepton_fed.privacy.client import client_noise
-from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
-from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.integers import Integers
-from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.masked_plan import (
     Shape,
     context_of,
@@ -97,8 +90,7 @@ class MaskedSite:
         clock: Callable[[], float] = time.time,
     ) -> None:
         secure = agreement.privacy.secure_aggregation
-        self._noise = shared_noise(agreement, shape.size)
-        self._client = client_noise(agreement, shape.size)
+        self._encoder = Encoder(agreement, shape.size)
         self._name = name
         self._identity = identity
         self._roster = roster
@@ -111,8 +103,7 @@ class MaskedSite:
             max(
                 secure.least_sites() // secure.groups,
                 floor.min_cohort,
-                self._noise.honest if self._noise else 0,
-                self._client.honest if self._client else 0,
+                self._encoder.honest,
             ),
             max(secure.threshold, floor.threshold),
             secure.post_quantum,
@@ -339,54 +330,15 @@ class MaskedSite:
         reply = self._answer(ask)
         if reply.refusal is not None:
             raise Refused([reply.refusal])
-        shares = self._noise is not None or (self._client is not None and self._client.shares)
-        if shares and ask.train and reply.again:
+        if self._encoder.adds_share and ask.train and reply.again:
             # Its share may have left once, if what was remembered of it is lost or an older copy.
             # With another one, the same update would be in two sums under two noises.
             raise Refused(Problem("LF4517", "the stored vector of this round is gone"))
-        vectors: dict[str, npt.NDArray[np.floating] | npt.NDArray[np.uint64]] = {}
-        weight, norms = layout.encoding.weight_bound, {}
-        if reply.update is not None:
-            vectors |= reply.update.vectors
-            weight = reply.update.weight
-            norms = dict(reply.update.norms)
-        counts, notes = np.zeros(layout.counts), {}
-        # Who may not send counts adds none, nor who has none that are finite: one such would spoil
-        # the sum of all. How many there are belongs to the layout.
-        if reply.counts is not None and np.isfinite(reply.counts).all():
-            counts, notes["evaluation"] = reply.counts, "inside the masked vector"
-        try:
-            noise = self._share_of_noise(layout, notes) if ask.train else None
-            if reply.update is not None and self._client:
-                notes["client-level DP"] = self._client.terms
-                if self._client.shares:
-                    ends, entropy = self._client.noisy_sum(ask.round_number), Entropy.from_system()
-                    for name, vector in reply.update.vectors.items():
-                        vectors[name] = ends.encode(vector, entropy)
-            words, _ = layout.encode(vectors, weight, counts, noise)
-        except ValueError as error:
-            raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
-        bound = self._agreement.norm_bound
-        before = max(norms.values(), default=0.0)
-        if ask.train:
-            lost = layout.encoding.bits_lost_to_weight(weight)
-            notes["weight"] = f"inside the masked vector; {lost:.1f} bits are lost to it"
-        known = StoredVector(about.serial, about.digest, before, min(before, bound), notes)
-        self._vault.store(words, known)
-
-    def _share_of_noise(
-        self, layout: MaskedLayout, notes: dict[str, str]
-    ) -> Callable[[int], Integers] | None:
-        """Return what draws this site's share of the sum's noise; None when nothing is shared."""
-        noise = self._noise
-        if noise is None:
-            return None
-        std, entropy = noise.share_std(layout.encoding.grid), Entropy.from_system()
-        notes["noise"] = (
-            f"this site's share: the sum has the whole noise, multiplier "
-            f"{noise.noise_multiplier:.4g}, while {noise.honest} sites in it add theirs"
-        )
-        return lambda count: discrete_gaussian(std, count, entropy)
+        made, bound = self._encoder.encode(layout, ask, reply), self._agreement.norm_bound
+        known = StoredVector(
+            about.serial, about.digest, made.norm, min(made.norm, bound), made.notes
+        )  # fmt: skip
+        self._vault.store(made.words, known)
 
     def _keep(self, member: Member, now: Remembered) -> None:
         self._vault.remember(Remembered(member.state, now.begun))
