@@ -28,11 +28,11 @@ def check_noise(watched: Watched) -> Check:
 
     Nothing but noise ever reaches their weights. Three things must be right: the noise of all
     steps; that of the step with the least; and that of their sum, which shows noise that is the
-    same in two steps.
+    same in two steps. Where sites share the noise, so must be that of each site's share.
     """
     alone = watched.noised[:, ~watched.included]
     steps, absent = alone.shape
-    configured = watched.mechanism.noise_multiplier
+    configured = watched.noise
     found = float(np.sqrt(np.mean(alone**2)))
     error = found / math.sqrt(2.0 * alone.size)
     least = float(np.sqrt(np.mean(alone**2, axis=1)).min()) / configured
@@ -54,7 +54,27 @@ def check_noise(watched: Watched) -> Check:
         "configured": configured, "estimated": found, "standard_error": error,
         "least_step": least, "summed": summed, "absent": absent,
     }  # fmt: skip
+    if len(watched.shares):
+        what += f"; in the sum of {len(watched.shares)} shares"
+        reasons += _shares(watched, numbers)
     return Check("noise", not reasons, "; ".join([what, *reasons]), numbers)
+
+
+def _shares(watched: Watched, numbers: dict[str, float]) -> list[str]:
+    """Say what is wrong with the shares of single sites, and note their sizes."""
+    sites, steps = watched.shares.shape
+    absent = int((~watched.included).sum())
+    expected = watched.noise / math.sqrt(sites)
+    found = np.sqrt(np.mean(watched.shares**2, axis=1)) / expected
+    numbers |= {
+        "shares": sites, "least_share": float(found.min()), "largest_share": float(found.max())
+    }  # fmt: skip
+    allowed = max(_NOISE, _SIGMAS / math.sqrt(2.0 * steps * absent))
+    return [
+        f"site {number} adds {one:.2f} of its share"
+        for number, one in enumerate(found, start=1)
+        if abs(one - 1.0) > allowed
+    ]
 
 
 def check_contribution(largest: Contribution, watched: Watched) -> Check:
@@ -72,6 +92,10 @@ def check_contribution(largest: Contribution, watched: Watched) -> Check:
         what += f": a record that is {largest.record}, weights {largest.weights}"
         what = what.replace("at most", "up to")
     numbers = {"norm": min(norm, 1e300), "canary": canary, "tried": largest.tried}
+    if largest.rounded is not None:
+        what += f"; of the rounded sum {largest.rounded:.4g} of what is accounted for"
+        numbers["rounded"] = largest.rounded
+        passed = passed and largest.rounded <= 1.0
     return Check("contribution", passed, what, numbers)
 
 

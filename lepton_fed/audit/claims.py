@@ -12,15 +12,15 @@ from lepton_fed.config.load import kind_of, load_conf
 from lepton_fed.config.schema import ClientConf, RecordPrivacy, ServerConf, SimulationConf
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.layout import Layout, Vector
-from lepton_fed.core.task import Task
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.privacy.dp.accounting import Event
+from lepton_fed.privacy.dp.shared import honest_of, noise_to_agree_on
 from lepton_fed.privacy.ledger.book import Book
 from lepton_fed.privacy.ledger.chain import GENESIS, Chain, Head, changed
 from lepton_fed.runs.files import reading
 from lepton_fed.runs.folder import RunFolder
 
-__all__ = ["Claims", "SiteClaim", "claims_of_run", "claims_of_site"]
+__all__ = ["Claims", "SiteClaim", "claims_of_run", "claims_of_site", "require_auditable"]
 
 _NEWEST = "last"
 
@@ -47,24 +47,25 @@ class Claims:
     """What is said of a run.
 
     Args:
-        run: Its name.
-        task: What was learned.
-        record: Target epsilon, delta and clipping norm.
-        rounds: Rounds of the run.
-        seed: Seed of the run.
+        agreement: What its sites agreed to.
         sites: The sites whose records are at hand.
         verdict: Where the audit's result goes.
+        conf: Whose record it is: a simulation's, a coordinator's or a site's.
         folder: The run's folder; None at a site.
+        honest: How many shares of the noise are said to be enough; 0 where sites share none.
     """
 
-    run: str
-    task: Task
-    record: RecordPrivacy
-    rounds: int
-    seed: int
+    agreement: Agreement
     sites: tuple[SiteClaim, ...]
     verdict: Path
+    conf: SimulationConf | ServerConf | ClientConf
     folder: RunFolder | None = None
+    honest: int = 0
+
+    @property
+    def record(self) -> RecordPrivacy:
+        """Return target epsilon, delta and clipping norm."""
+        return self.agreement.privacy.record
 
     def model(self, layout: Layout) -> Vector | None:
         """Return the run's final model, if it is at hand.
@@ -81,16 +82,13 @@ def claims_of_run(run: RunFolder) -> Claims:
     """Read what a run's folder says: a simulation's with its ledgers, a coordinator's without.
 
     Raises:
-        LeptonError: The folder is not whole, the run is not finished (LF5206), it had no
-            record-level DP (LF5232), or its sites share or correlate noise (LF5234).
+        LeptonError: The folder is not whole, or the run is not finished (LF5206).
     """
     conf: SimulationConf | ServerConf
     if kind_of(run.conf) == "simulation":
         conf = load_conf(run.conf, kind=SimulationConf).conf
     else:
         conf = load_conf(run.conf, kind=ServerConf).conf
-    record = conf.privacy.record
-    _require_private(record, run.name)
     summary = run.read_summary()
     if summary is None:
         raise RunError(
@@ -102,9 +100,13 @@ def claims_of_run(run: RunFolder) -> Claims:
         book = _book(run.site(site.name) / "ledger.sqlite")
         charged = None if book is None else _charged(book, run.name)
         sites.append(SiteClaim(site.name, site.epsilon, site.rounds, charged))
+    cohort = conf.rounds.cohort_size(len(sites))
+    agreement = Agreement(
+        run.name, conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy, cohort,
+        noise_to_agree_on(conf.privacy, conf.rounds.count),
+    )  # fmt: skip
     return Claims(
-        run.name, conf.task, record, conf.rounds.count, conf.seed, tuple(sites),
-        run.path / "audit.json", run,
+        agreement, tuple(sites), run.path / "audit.json", conf, run, honest=summary.honest
     )  # fmt: skip
 
 
@@ -116,13 +118,10 @@ def claims_of_site(words: str, conf: ClientConf) -> Claims:
         conf: The site's conf.
 
     Raises:
-        LeptonError: The site agreed to no such run (LF5205), its records are not whole, the run
-            had no record-level DP (LF5232), or its sites share or correlate noise (LF5234).
+        LeptonError: The site agreed to no such run (LF5205), or its records are not whole.
     """
     state = Path(conf.state)
     agreement = _agreement(words, state / "agreements")
-    record = agreement.privacy.record
-    _require_private(record, agreement.run)
     left = [
         receipt
         for receipt in Receipts(state / "receipts").read()
@@ -132,31 +131,31 @@ def claims_of_site(words: str, conf: ClientConf) -> Claims:
     book = _book(ledger_path(conf))
     charged = () if book is None else tuple(book.of_run(agreement.digest))
     site = SiteClaim(conf.name, max(said, default=None), len({r.round for r in left}), charged)
-    return Claims(
-        agreement.run, agreement.task, record, agreement.rounds, agreement.seed, (site,),
-        state / "audits" / f"{agreement.digest}.json",
-    )  # fmt: skip
+    honest = honest_of(agreement) if agreement.privacy.record.is_shared else 0
+    verdict = state / "audits" / f"{agreement.digest}.json"
+    return Claims(agreement, (site,), verdict, conf, honest=honest)
 
 
-def _require_private(record: RecordPrivacy, run: str) -> None:
-    if not record.enabled:
+def require_auditable(claims: Claims) -> None:
+    """Refuse a run that claims nothing that is rehearsed.
+
+    Args:
+        claims: The run's.
+
+    Raises:
+        RunError: LF5232, it had no record-level DP; LF5234, its noise is correlated over steps.
+    """
+    if not claims.record.enabled:
         raise RunError(
             Problem("LF5232", "this run had no record-level DP: it claims no epsilon to audit",
-                    where=run, key="privacy.record.enabled")
+                    where=claims.agreement.run, key="privacy.record.enabled",
+                    remedy="--attacks shows what can be read of its updates")
         )  # fmt: skip
-    if record.is_correlated:
+    if claims.record.is_correlated:
         raise RunError(
             Problem("LF5234", "the noise of this run is correlated over steps, which is not "
-                    "audited yet", where=run, key="privacy.record.mechanism",
+                    "audited yet", where=claims.agreement.run, key="privacy.record.mechanism",
                     remedy="audit a run of the same task with privacy.record.mechanism: dp_sgd")
-        )  # fmt: skip
-    if record.is_shared:
-        # Its steps have no noise of their own; what the ring adds is not rehearsed.
-        raise RunError(
-            Problem("LF5234", "the sites of this run share their noise, which is not audited yet",
-                    where=run, key="privacy.record.noise",
-                    remedy="audit a run of the same task with privacy.record.noise: site; of "
-                    "shared noise, each site's receipts say which share it added")
         )  # fmt: skip
 
 

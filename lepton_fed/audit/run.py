@@ -16,7 +16,7 @@ from lepton_fed.audit.checks import (
     check_contribution,
     check_noise,
 )
-from lepton_fed.audit.claims import Claims
+from lepton_fed.audit.claims import Claims, require_auditable
 from lepton_fed.audit.contribution import largest_contribution
 from lepton_fed.audit.lower_bound import lower_bound
 from lepton_fed.audit.report import AuditReport
@@ -39,17 +39,21 @@ def audit(claims: Claims, canaries: int = 1000) -> AuditReport:
         canaries: How many; more prove more and take longer.
 
     Raises:
+        RunError: LF5232, it had no record-level DP.
         LeptonError: The run's task cannot be trained here, or its record is not whole.
     """
+    require_auditable(claims)
     began = time.perf_counter()
-    kit = build_kit(claims.task, claims.seed)
+    agreement = claims.agreement
+    kit = build_kit(agreement.task, agreement.seed)
     mechanism = mechanism_of(claims)
     largest = largest_contribution(
-        kit, claims.record, np.random.default_rng(), claims.model(kit.layout)
+        kit, agreement, np.random.default_rng(), claims.model(kit.layout)
     )
     with TemporaryDirectory(prefix="lepton-fed-audit-") as folder:
         watched = rehearse(
-            kit, claims.record, mechanism.shortened(), Path(folder), canaries
+            kit, agreement, mechanism.shortened(), Path(folder),
+            canaries=canaries, honest=claims.honest,
         )  # fmt: skip
     bound = lower_bound(watched.noised.sum(axis=0), watched.included, watched.delta)
     checks = [
@@ -59,7 +63,7 @@ def audit(claims: Claims, canaries: int = 1000) -> AuditReport:
         check_accounting(watched, claims),
     ]
     return AuditReport(
-        run=claims.run,
+        run=agreement.run,
         passed=all(check.passed for check in checks),
         checks=checks,
         epsilon=watched.claimed,
@@ -91,12 +95,16 @@ def mechanism_of(claims: Claims) -> Mechanism:
             least.noise_multiplier,
             least.sampling_rate,
             least.steps,
-            claims.rounds,
+            claims.agreement.rounds,
             claims.record.sampler,
         )
-    training, record = claims.task.training, claims.record
+    agreement, record = claims.agreement, claims.record
+    training, rounds = agreement.task.training, agreement.rounds
+    if record.is_shared:
+        rate = record.sampling_rate or 1.0
+        return Mechanism(agreement.noise_multiplier, rate, 1, rounds, record.sampler)
     sampler = sampler_of(record.sampler, _ROWS, training.batch_size)
     steps = steps_of(training, _ROWS, sampler)
-    run = sampler.event(1.0, steps).times(claims.rounds)
+    run = sampler.event(1.0, steps).times(rounds)
     noise = noise_multiplier_for(record.epsilon, record.delta, run)
-    return Mechanism(noise, sampler.rate, steps, claims.rounds, record.sampler)
+    return Mechanism(noise, sampler.rate, steps, rounds, record.sampler)

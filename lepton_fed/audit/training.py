@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -19,18 +19,20 @@ import numpy.typing as npt
 import torch
 
 from lepton_fed.audit.canaries import CANARIES, Watch, canaried_kit, canaried_rows
+from lepton_fed.audit.shares import HonestSum
 from lepton_fed.clients.site import Site
 from lepton_fed.config.agreement import Agreement
-from lepton_fed.config.schema import Privacy, RecordPrivacy, StrategyConf
+from lepton_fed.config.schema import Privacy, SecureAggregation, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.privacy.dp.accounting import Event, OrderedGaussian, SampledGaussian, guarantee_of
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import sampler_of
-from lepton_fed.strategies.base import DELTA
+from lepton_fed.privacy.dp.shared import shared_noise
+from lepton_fed.strategies.base import DELTA, PlainSite
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, train
+from lepton_fed.training.noise import plan_noise
 
 __all__ = ["Mechanism", "Watched", "composed", "rehearse"]
 
@@ -99,75 +101,91 @@ class Watched:
             norm: the noise, and 1 where the canary was in the step.
         silent: The same of a training without noise.
         mechanism: What was to be done.
-        noise_multiplier: What the site says of its noise.
+        noise: Standard deviation that the noise is to have, over the clipping norm.
         claimed: Epsilon the site says its records have spent.
         delta: Delta of that epsilon.
+        shares: ``[sites, steps]``: root mean square, over the clipping norm, of what each site's
+            share gave canaries that are in no site's data; ``[0, 0]`` where sites share no noise.
     """
 
     included: npt.NDArray[np.bool_]
     noised: npt.NDArray[np.float64]
     silent: npt.NDArray[np.float64]
     mechanism: Mechanism
-    noise_multiplier: float
+    noise: float
     claimed: float
     delta: float
+    shares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 def rehearse(
-    kit: TaskKit, record: RecordPrivacy, mechanism: Mechanism, folder: Path, canaries: int = 1000
+    kit: TaskKit,
+    run: Agreement,
+    mechanism: Mechanism,
+    folder: Path,
+    *,
+    canaries: int = 1000,
+    honest: int = 0,
 ) -> Watched:
     """Train as the run did, on made-up rows with canaries, and keep what was seen.
 
     Args:
         kit: The kit of the run's task.
-        record: The run's clipping norm, delta and engine.
+        run: The run's clipping norm, delta, engine, and how its sums are made.
         mechanism: What to do in how many rounds.
         folder: Receives the ledger of this training.
         canaries: How many; each is among the rows with probability one half.
+        honest: How many sites add a share of the noise; 0 where each adds all of it.
 
     Raises:
         RunError: LF5231, the site refused to train or answered without an update.
         LeptonError: The task does not go with record-level DP.
-    """
+    """  # fmt: skip
     draws = np.random.default_rng()  # of the operating system: which canaries are in is a secret
     included = draws.random(canaries) < 0.5
-    batch, rows = _sizes(mechanism.rate, canaries)
-    mechanism = replace(mechanism, rate=batch / rows)
+    shared = run.privacy.record.is_shared
+    if shared:  # rate and divisor are the run's, whatever a site holds
+        batch, rows = kit.task.training.batch_size, canaries
+    else:
+        batch, rows = _sizes(mechanism.rate, canaries)
+        mechanism = replace(mechanism, rate=batch / rows)
     training = replace(
         kit.task.training, epochs=None, steps=mechanism.steps, batch_size=batch
     )  # fmt: skip
     task = replace(kit.task, training=training, augmentation=[])
     audited = canaried_kit(kit, task, canaries)
     record = replace(
-        record, enabled=True, sampler=mechanism.sampler,
-        delta=min(record.delta, _LARGEST_DELTA / rows),
+        run.privacy.record, sampler=mechanism.sampler,
+        delta=min(run.privacy.record.delta, _LARGEST_DELTA / rows),
     )  # fmt: skip
     # A little more, so that rounding does not let the plan take more noise than the run had.
     target = 1.0001 * composed(mechanism, record.delta)
+    record = replace(record, epsilon=target)
+    secure = run.privacy.secure_aggregation if shared else SecureAggregation()
     agreement = Agreement(
-        "audit", task, StrategyConf(), mechanism.rounds, 1,
-        Privacy(replace(record, epsilon=target)),
+        "audit", task, StrategyConf(), mechanism.rounds, 1, Privacy(record, [], secure),
+        run.cohort if shared else 1, mechanism.noise_multiplier if shared else 0.0,
     )  # fmt: skip
     data = canaried_rows(kit, included, rows, draws)
     watch = Watch((CANARIES,))
+    ring = HonestSum(agreement, audited, included, honest) if shared else None
     site = Site(
-        "audit", audited, watch, data, data.take(np.arange(0)), agreement,
+        "audit", audited, PlainSite() if ring else watch, data, data.take(np.arange(0)), agreement,
         devices=[_CPU], folder=folder,
     )  # fmt: skip
     try:
-        claimed = _rounds(site, audited, agreement)
-        noise_multiplier = site.noise_multiplier or 0.0
+        claimed = _rounds(site, audited, agreement, ring)
     finally:
         site.close()
-    return Watched(
-        included,
-        _of_canaries(watch.steps, batch, record.clip),
-        _of_canaries(_silent(audited, record, data, mechanism), batch, record.clip),
-        mechanism,
-        noise_multiplier,
-        claimed,
-        record.delta,
-    )
+    silent = _of_canaries(_silent(audited, agreement, data), batch, record.clip)
+    if ring is not None:
+        return Watched(
+            included, np.stack(ring.canaries), silent, mechanism,
+            ring.noise(mechanism.noise_multiplier), claimed, record.delta, np.array(ring.shares).T,
+        )  # fmt: skip
+    noised = _of_canaries(watch.steps, batch, record.clip)
+    noise = mechanism.noise_multiplier
+    return Watched(included, noised, silent, mechanism, noise, claimed, record.delta)
 
 
 def composed(mechanism: Mechanism, delta: float) -> float:
@@ -208,7 +226,7 @@ def _exact(rate: float) -> Fraction:
     return exact or Fraction(1, _MOST_ROWS)
 
 
-def _rounds(site: Site, kit: TaskKit, agreement: Agreement) -> float:
+def _rounds(site: Site, kit: TaskKit, agreement: Agreement, ring: HonestSum | None) -> float:
     """Ask a site for all its rounds and return the epsilon it says they cost."""
     model, claimed = kit.initial, 0.0
     for number in range(1, agreement.rounds + 1):
@@ -220,20 +238,22 @@ def _rounds(site: Site, kit: TaskKit, agreement: Agreement) -> float:
                 Problem("LF5231", f"the audit's own training was refused ({code})",
                         where=f"round {number}", remedy="see what the site's log says above")
             )  # fmt: skip
-        model = model + reply.update.vectors[DELTA]
+        delta = ring.add(ask, reply) if ring else reply.update.vectors[DELTA]
+        model = model + delta
         claimed = reply.epsilon
     return claimed
 
 
-def _silent(
-    kit: TaskKit, record: RecordPrivacy, data: Dataset, mechanism: Mechanism
-) -> Sequence[npt.NDArray[np.float64]]:
-    """Return what steps without noise gave the canaries: who was in which, and how much of it."""
+def _silent(kit: TaskKit, agreement: Agreement, data: Dataset) -> Sequence[npt.NDArray[np.float64]]:
+    """Return what steps without noise gave the canaries: who was in which, and how much of it.
+
+    The sampler is the one that the site plans.
+    """
     watch = Watch((CANARIES,))
+    record, rounds = agreement.privacy.record, agreement.rounds
     rows = LocalRows(torch.from_numpy(data.inputs), torch.from_numpy(data.targets))
-    steps = min(_MOST_SILENT, mechanism.steps * mechanism.rounds)
-    training = replace(kit.task.training, steps=steps)
-    sampler = sampler_of(mechanism.sampler, len(data), training.batch_size)
+    plan = plan_noise(kit, record, len(data), rounds, shared_noise(agreement, kit.layout.size))
+    training = replace(kit.task.training, steps=min(_MOST_SILENT, plan.steps * rounds))
     train(
         kit.model,
         kit.layout,
@@ -247,7 +267,7 @@ def _silent(
             record.clip,
             0.0,
             Entropy.from_system(),
-            sampler,
+            plan.sampler,
             engine=record.engine,
             most_records=record.most_records,
         ),

@@ -11,20 +11,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
+from lepton_fed.clients.encoded import Encoder
 from lepton_fed.clients.vault import Remembered, StoredVector, Vault
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import AggregationFloor
 from lepton_fed.core.exchange import Ask, PhaseAsk, PhaseReply, Reply, ask_digest
-from lepton_fed.errors import Problem, Refused, RunError
+from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.signature import PrivateKey, PublicKey
-from lepton_fed.privacy.client import ClientNoise, client_noise, noise_of_round
-from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
-from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.integers import Integers
-from lepton_fed.privacy.dp.shared import shared_noise
+from lepton_fed.privacy.client import ClientNoise
 from lepton_fed.privacy.masked_plan import (
     Shape,
     context_of,
@@ -98,8 +92,7 @@ class MaskedSite:
         clock: Callable[[], float] = time.time,
     ) -> None:
         secure = agreement.privacy.secure_aggregation
-        self._noise = shared_noise(agreement, shape.size)
-        self._client = client_noise(agreement, shape.size)
+        self._encoder = Encoder(agreement, shape.size)
         self._name = name
         self._identity = identity
         self._roster = roster
@@ -112,8 +105,7 @@ class MaskedSite:
             max(
                 secure.least_sites() // secure.groups,
                 floor.min_cohort,
-                self._noise.honest if self._noise else 0,
-                self._client.honest if self._client else 0,
+                self._encoder.honest,
             ),
             max(secure.threshold, floor.threshold),
             secure.post_quantum,
@@ -260,7 +252,7 @@ class MaskedSite:
         layout = masked_layout(
             agreement, self._shape, train=serial <= agreement.rounds, evaluate=ask.evaluate
         )
-        client = noise_of_round(self._client, ask.clip, train=ask.train)
+        client = self._encoder.in_round(ask)
         attempt = 1 if later else asked.attempt
         if not 1 <= attempt <= _MOST_ATTEMPTS:
             raise FalseMessage("", f"at most {_MOST_ATTEMPTS} attempts are made at a round")
@@ -329,7 +321,7 @@ class MaskedSite:
 
     def _make_vector(self, about: _Round) -> None:
         """Train or evaluate and store what would leave, unless that was done for this very ask."""
-        stored, ask, layout, client = self._vault.stored(), about.ask, about.layout, about.client
+        stored, ask, layout = self._vault.stored(), about.ask, about.layout
         if stored is not None and stored.serial == about.serial:
             if stored.ask != about.digest:
                 raise Refused(
@@ -340,60 +332,15 @@ class MaskedSite:
         reply = self._answer(ask)
         if reply.refusal is not None:
             raise Refused([reply.refusal])
-        shares = self._noise is not None or (client is not None and client.shares)
-        if shares and ask.train and reply.again:
+        if self._encoder.adds_share and ask.train and reply.again:
             # Its share may have left once, if what was remembered of it is lost or an older copy.
             # With another one, the same update would be in two sums under two noises.
             raise Refused(Problem("LF4517", "the stored vector of this round is gone"))
-        vectors: dict[str, npt.NDArray[np.floating] | npt.NDArray[np.uint64]] = {}
-        weight, norms = layout.encoding.weight_bound, {}
-        if reply.update is not None:
-            vectors |= reply.update.vectors
-            weight = reply.update.weight
-            norms = dict(reply.update.norms)
-        counts, notes = np.zeros(layout.counts), {}
-        # Who may not send counts adds none, nor who has none that are finite: one such would spoil
-        # the sum of all. How many there are belongs to the layout.
-        if reply.counts is not None and np.isfinite(reply.counts).all():
-            counts, notes["evaluation"] = reply.counts, "inside the masked vector"
-            if self._agreement.privacy.is_noised:
-                notes["outside epsilon"] = "evaluation"
-        try:
-            noise = self._share_of_noise(layout, notes) if ask.train else None
-            if reply.update is not None and client:
-                notes["client-level DP"] = client.terms
-                for name, vector in reply.update.vectors.items():
-                    # Only here is it known: what comes from training is clipped already.
-                    joint = client.vector(vector, over=norms[name] > client.clip)
-                    vectors[name] = joint
-                    if client.shares:
-                        ends = client.noisy_sum(ask.round_number)
-                        vectors[name] = ends.encode(joint, Entropy.from_system())
-            words, _ = layout.encode(vectors, weight, counts, noise)
-        except ValueError as error:
-            raise RunError(Problem("LF5312", f"the update cannot be masked: {error}")) from None
-        bound = client.site_bound if client else self._agreement.task.aggregation.norm_bound
-        notes["clip"] = f"{bound:g}"
-        before = max(norms.values(), default=0.0)
-        if ask.train:
-            lost = layout.encoding.bits_lost_to_weight(weight)
-            notes["weight"] = f"inside the masked vector; {lost:.1f} bits are lost to it"
-        known = StoredVector(about.serial, about.digest, before, min(before, bound), notes)
-        self._vault.store(words, known)
-
-    def _share_of_noise(
-        self, layout: MaskedLayout, notes: dict[str, str]
-    ) -> Callable[[int], Integers] | None:
-        """Return what draws this site's share of the sum's noise; None when nothing is shared."""
-        noise = self._noise
-        if noise is None:
-            return None
-        std, entropy = noise.share_std(layout.encoding.grid), Entropy.from_system()
-        notes["noise"] = (
-            f"this site's share: the sum has the whole noise, multiplier "
-            f"{noise.noise_multiplier:.4g}, while {noise.honest} sites in it add theirs"
+        made = self._encoder.encode(layout, ask, about.client, reply)
+        known = StoredVector(
+            about.serial, about.digest, made.norm, min(made.norm, made.bound), made.notes
         )
-        return lambda count: discrete_gaussian(std, count, entropy)
+        self._vault.store(made.words, known)
 
     def _keep(self, member: Member, now: Remembered) -> None:
         self._vault.remember(Remembered(member.state, now.begun))

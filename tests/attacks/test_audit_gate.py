@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -19,16 +24,20 @@ from lepton_fed.audit.lower_bound import lower_bound
 from lepton_fed.audit.run import mechanism_of
 from lepton_fed.audit.training import rehearse
 from lepton_fed.cli import app
+from lepton_fed.clients import encoded
 from lepton_fed.clients.site import Site
-from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import load_values
-from lepton_fed.config.schema import Privacy, SimulationConf, StrategyConf
+from lepton_fed.config.schema import SimulationConf
 from lepton_fed.config.templates import template
 from lepton_fed.core.digests import canonical_json
+from lepton_fed.core.ring import RingEncoding
 from lepton_fed.privacy.dp.accounting import Event, epsilon_of
+from lepton_fed.privacy.dp.discrete_gaussian import discrete_gaussian
 from lepton_fed.privacy.dp.engine import DpSgd
 from lepton_fed.privacy.dp.engines import bookkeeping
 from lepton_fed.privacy.dp.entropy import Entropy
+from lepton_fed.privacy.dp.integers import Integers
+from lepton_fed.privacy.dp.shared import SharedNoise
 from lepton_fed.privacy.dp.step_noise import IndependentSteps
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.privacy.ledger.book import RunAccount, RunName
@@ -55,6 +64,22 @@ CONF = (
 )
 
 
+SHARED = (
+    "sites.count=4",
+    "sites.names=[]",
+    "rounds.count=20",
+    "rounds.quorum=3",
+    "rounds.evaluate=false",
+    "task.training.steps=1",
+    "task.training.batch_size=90",
+    "task.training.momentum=0",
+    "privacy.record.noise=shared",
+    "privacy.record.sampling_rate=0.25",
+    "privacy.record.honest=3",
+    "privacy.secure_aggregation.enabled=true",
+)
+
+
 def run_in(folder: Path, *more: str) -> RunFolder:
     words = [*CONF, *more, f"runs={folder / 'runs'}"]
     return simulate(load_values(SimulationConf, template("simulation"), words)).folder
@@ -63,6 +88,19 @@ def run_in(folder: Path, *more: str) -> RunFolder:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run_in(tmp_path_factory.mktemp("audited"))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_in(tmp_path_factory.mktemp("shared"), *SHARED)
+
+
+@pytest.fixture(params=["site", "shared"])
+def either(request: pytest.FixtureRequest) -> RunFolder:
+    """A run whose sites add all of the noise each, and one whose sites share it."""
+    run = request.getfixturevalue({"site": "finished"}.get(request.param, request.param))
+    assert isinstance(run, RunFolder)
+    return run
 
 
 def audited(run: RunFolder, *words: str) -> Result:
@@ -123,6 +161,21 @@ def test_a_sound_run_passes_whatever_its_engine_and_sampler(
     assert report["checks"][1]["numbers"]["norm"] > 0.999
 
 
+def test_a_sound_run_whose_sites_share_the_noise_passes(shared: RunFolder) -> None:
+    result = audited(shared, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    noise, contribution, bound, accounting = (check["numbers"] for check in report["checks"])
+    assert abs(noise["estimated"] / noise["configured"] - 1) < 0.05
+    assert noise["shares"] == 3
+    assert 0.95 < noise["least_share"] <= noise["largest_share"] < 1.05
+    assert 0.999 < contribution["norm"] <= 1 + 1e-5
+    assert 0.9 < contribution["rounded"] <= 1
+    assert 0.2 < bound["proved"] < bound["claimed"]
+    assert report["steps"] == 20
+    assert accounting["claimed"] == pytest.approx(accounting["ledgers"], rel=0.01)
+
+
 def test_the_engine_that_the_run_names_is_the_one_that_is_audited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,9 +188,7 @@ def test_the_engine_that_the_run_names_is_the_one_that_is_audited(
 
 def test_a_site_s_own_records_of_a_sound_run_pass(finished: RunFolder, tmp_path: Path) -> None:
     run = claims_of_run(finished)
-    agreement = Agreement(
-        "run-aaaa", run.task, StrategyConf(), run.rounds, 1, Privacy(run.record)
-    )  # fmt: skip
+    agreement = replace(run.agreement, run="run-aaaa")
     (tmp_path / "agreements").mkdir()
     kept = tmp_path / "agreements" / f"{agreement.digest}.json"
     kept.write_bytes(canonical_json(agreement))
@@ -178,7 +229,7 @@ def test_half_the_noise_is_found(finished: RunFolder, monkeypatch: pytest.Monkey
     ],
 )
 def test_one_row_that_is_not_clipped_is_found(
-    large: int, code: str, exit_code: int, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+    large: int, code: str, exit_code: int, either: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = DpSgd.clipped_sum
 
@@ -194,7 +245,7 @@ def test_one_row_that_is_not_clipped_is_found(
 
     monkeypatch.setattr(DpSgd, "clipped_sum", faulty)
     with timed():
-        result = audited(finished)
+        result = audited(either)
     assert result.exit_code == exit_code
     assert code in result.output
     if exit_code == 4:
@@ -202,17 +253,19 @@ def test_one_row_that_is_not_clipped_is_found(
 
 
 def test_an_accountant_that_is_reset_each_round_is_found(
-    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+    either: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rounds = len(claims_of_run(either).sites[0].charged or ())
+
     def newest(self: RunAccount) -> list[Event]:
         return [event for _, event in self.charges[-1:]]
 
     monkeypatch.setattr(RunAccount, "charged", property(newest))
     with timed():
-        result = audited(finished)
+        result = audited(either)
     assert failed(result) == ["accounting"]
     assert "the audited training claims" in result.output
-    assert "took part in 4 rounds and charged 1" in result.output
+    assert f"took part in {rounds} rounds and charged 1" in result.output
     assert "LF4704" in result.output
 
 
@@ -233,8 +286,74 @@ def test_a_run_that_was_made_with_a_reset_accountant_is_found_afterwards(
     assert "audit       FAILED" in CliRunner().invoke(app, ["runs", "show", str(run.path)]).output
 
 
-def test_all_three_planted_faults_were_found_within_a_minute() -> None:
-    assert len(_SPENT) == 4
+def test_one_site_of_three_that_adds_half_of_its_share_is_found(
+    shared: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = count()
+
+    def faulty(std: float, size: int, entropy: Entropy) -> Integers:
+        return discrete_gaussian(std / 2 if next(drawn) % 3 == 1 else std, size, entropy)
+
+    monkeypatch.setattr(encoded, "discrete_gaussian", faulty)
+    with timed():
+        result = audited(shared)
+    assert failed(result) == ["noise"]
+    assert re.search(r"site 2 adds 0\.(49|50|51) of its share", result.output)
+    assert "site 1" not in result.output
+
+
+def test_shares_that_are_made_for_more_sites_than_are_counted_on_are_found(
+    shared: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = SharedNoise.share_std
+
+    def faulty(self: SharedNoise, grid: float) -> float:
+        return sound(replace(self, honest=4), grid)
+
+    monkeypatch.setattr(SharedNoise, "share_std", faulty)
+    with timed():
+        result = audited(shared)
+    assert failed(result) == ["noise"]
+    assert "more than 5% off" in result.output
+    assert re.search(r"site 3 adds 0\.8[5-8] of its share", result.output)
+
+
+def test_the_same_share_in_every_round_is_found(
+    shared: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = count()
+
+    def faulty(std: float, size: int, entropy: Entropy) -> Integers:
+        del entropy
+        return discrete_gaussian(std, size, Entropy(bytes([next(drawn) % 3] * 32)))
+
+    monkeypatch.setattr(encoded, "discrete_gaussian", faulty)
+    with timed():
+        result = audited(shared)
+    assert "noise" in failed(result)
+    assert "they are not independent" in result.output
+
+
+def test_an_update_that_is_rounded_too_coarsely_is_found(
+    shared: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = RingEncoding.encode
+
+    def faulty(
+        self: RingEncoding, values: npt.NDArray[np.floating], weight: int
+    ) -> tuple[npt.NDArray[np.uint64], int]:
+        coarse = 2.0**10 * self.grid
+        return sound(self, np.rint(values / coarse) * coarse, weight)
+
+    monkeypatch.setattr(RingEncoding, "encode", faulty)
+    with timed():
+        result = audited(shared)
+    assert "contribution" in failed(result)
+    assert "of what is accounted for" in result.output
+
+
+def test_all_planted_faults_were_found_within_a_minute() -> None:
+    assert len(_SPENT) == 11
     assert sum(_SPENT) < 60
 
 
@@ -244,8 +363,10 @@ def test_the_bound_of_twenty_sound_trainings_is_never_above_epsilon(
     claims = claims_of_run(finished)
     proved = []
     for seed in range(20):
-        kit = build_kit(claims.task, seed)
-        watched = rehearse(kit, claims.record, mechanism_of(claims), tmp_path / str(seed), 300)
+        kit = build_kit(claims.agreement.task, seed)
+        watched = rehearse(
+            kit, claims.agreement, mechanism_of(claims), tmp_path / str(seed), canaries=300
+        )
         bound = lower_bound(watched.noised.sum(axis=0), watched.included, watched.delta)
         for check in (check_noise(watched), check_bound(bound, watched)):
             assert check.passed, check.found

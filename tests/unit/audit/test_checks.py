@@ -18,7 +18,8 @@ from lepton_fed.audit.claims import Claims, SiteClaim
 from lepton_fed.audit.contribution import Contribution
 from lepton_fed.audit.lower_bound import LowerBound
 from lepton_fed.audit.training import Mechanism, Watched, composed
-from lepton_fed.config.schema import RecordPrivacy
+from lepton_fed.config.agreement import Agreement
+from lepton_fed.config.schema import Privacy, RecordPrivacy, ServerConf, StrategyConf
 from lepton_fed.core.task import Task
 from lepton_fed.privacy.dp.accounting import OrderedGaussian, SampledGaussian, epsilon_of
 
@@ -39,7 +40,8 @@ def watched(seed: int = 0, canaries: int = 1000) -> Watched:
 def claims(*sites: SiteClaim) -> Claims:
     spent = epsilon_of([EVENT] * 5, DELTA)
     record = RecordPrivacy(True, spent * 1.0001, DELTA, 1.0)
-    return Claims("run", Task(), record, 5, 1, sites, Path("audit.json"))
+    agreement = Agreement("run", Task(), StrategyConf(), 5, 1, Privacy(record))
+    return Claims(agreement, sites, Path("audit.json"), ServerConf())
 
 
 def honest(**other: object) -> SiteClaim:
@@ -52,6 +54,30 @@ def test_sound_training_passes(seed: int) -> None:
     seen = watched(seed)
     assert check_noise(seen).passed
     assert check_accounting(seen, claims(honest())).passed
+
+
+def of_shares(*sizes: float) -> Watched:
+    """A sum of sites' shares; each size is over what it should be."""
+    share = 2.0 / len(sizes) ** 0.5
+    return replace(watched(), shares=np.array([[share * size] * 50 for size in sizes]))
+
+
+def test_shares_of_the_right_size_pass_and_one_of_another_is_named() -> None:
+    sound = check_noise(of_shares(1.0, 1.01, 0.99))
+    assert sound.passed
+    assert "in the sum of 3 shares" in sound.found
+    assert sound.numbers["least_share"] == pytest.approx(0.99)
+    found = check_noise(of_shares(1.0, 0.9, 1.0))
+    assert not found.passed
+    assert "site 2 adds 0.90 of its share" in found.found
+
+
+def test_a_rounded_sum_that_moves_by_more_than_is_accounted_for_is_found() -> None:
+    sound = Contribution(1.0, 9, "", "", rounded=0.99)
+    assert check_contribution(sound, watched()).passed
+    found = check_contribution(replace(sound, rounded=1.01), watched())
+    assert not found.passed
+    assert "1.01 of what is accounted for" in found.found
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.9, 1.1])
@@ -165,7 +191,8 @@ def test_an_order_costs_its_passes_and_sound_batches_of_it_pass() -> None:
     assert seen.claimed == pytest.approx(epsilon_of([event] * 5, DELTA), rel=1e-3)
     record = replace(claims().record, sampler="shuffled", epsilon=1.001 * seen.claimed)
     site = honest(epsilon=seen.claimed, charged=(event,) * 5)
-    found = check_accounting(seen, replace(claims(site), record=record))
+    agreement = replace(claims().agreement, privacy=Privacy(record))
+    found = check_accounting(seen, replace(claims(site), agreement=agreement))
     assert found.passed, found.found
 
 

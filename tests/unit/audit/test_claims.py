@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepton_fed.audit.claims import claims_of_run, claims_of_site
+from lepton_fed.audit.claims import claims_of_run, claims_of_site, require_auditable
 from lepton_fed.audit.report import AuditReport, Check, read_report, write_report
-from lepton_fed.audit.run import mechanism_of
+from lepton_fed.audit.run import audit, mechanism_of
 from lepton_fed.audit.training import Mechanism
 from lepton_fed.clients.receipts import Receipts, receipt_of
 from lepton_fed.config.agreement import Agreement
@@ -31,6 +31,7 @@ from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Refused, RunError
 from lepton_fed.privacy.dp.accounting import SampledGaussian
+from lepton_fed.privacy.dp.shared import honest_of
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.privacy.ledger.book import RunName
 from lepton_fed.privacy.ledger.chain import Chain
@@ -113,13 +114,14 @@ def test_without_ledgers_a_site_of_a_thousand_rows_is_assumed(run: RunFolder) ->
 
 
 def test_a_run_that_is_not_finished_or_claims_nothing_is_refused(run: RunFolder) -> None:
-    conf = run.conf.read_text()
+    conf, summary = run.conf.read_text(), (run.path / "summary.json").read_bytes()
     (run.path / "summary.json").unlink()
     with pytest.raises(RunError, match="LF5206"):
         claims_of_run(run)
     run.conf.write_text(conf.replace("enabled: true", "enabled: false"))
+    (run.path / "summary.json").write_bytes(summary)
     with pytest.raises(RunError, match="LF5232"):
-        claims_of_run(run)
+        audit(claims_of_run(run))
 
 
 def site_of(
@@ -157,7 +159,7 @@ def test_a_site_s_own_records_are_its_agreement_ledger_and_receipts(tmp_path: Pa
         (site,) = claims.sites
         assert (site.name, site.epsilon, site.rounds) == ("east", 3.0, 2)
         assert site.charged == (EVENT, EVENT)
-        assert (claims.task, claims.rounds) == (agreement.task, 3)
+        assert claims.agreement == agreement
         assert claims.verdict.parent == tmp_path / "audits"
     with pytest.raises(RunError, match="LF5205"):
         claims_of_site("bbbb", conf)
@@ -168,16 +170,26 @@ def test_a_site_that_tells_no_epsilon_claims_none(tmp_path: Path) -> None:
     assert claims_of_site("last", conf).sites[0].epsilon is None
 
 
-def test_shared_noise_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    conf, _ = site_of(tmp_path, noise="shared", sampling_rate=0.1)
-    with pytest.raises(RunError, match="LF5234"):
-        claims_of_site("last", conf)
+def test_a_site_of_a_run_with_shared_noise_says_how_many_shares_are_counted_on(
+    tmp_path: Path,
+) -> None:
+    conf, agreement = site_of(tmp_path, noise="shared", sampling_rate=0.1)
+    claims = claims_of_site("last", conf)
+    assert claims.honest == honest_of(agreement)
+    event = replace(EVENT, steps=1)
+    claims = replace(claims, sites=(replace(claims.sites[0], charged=(event,)),))
+    assert mechanism_of(claims) == Mechanism(2.0, 0.25, 1, 3, "poisson")
+    # Where no ledger is at hand, noise and rate are those that were agreed on.
+    silent = replace(claims.sites[0], charged=None)
+    agreed = replace(claims.agreement, noise_multiplier=1.5)
+    claims = replace(claims, sites=(silent,), agreement=agreed)
+    assert mechanism_of(claims) == Mechanism(1.5, 0.1, 1, 3, "poisson")
 
 
 def test_correlated_noise_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     conf, _ = site_of(tmp_path, mechanism="dp_ftrl", sampler="full")
     with pytest.raises(RunError, match="LF5234"):
-        claims_of_site("last", conf)
+        require_auditable(claims_of_site("last", conf))
 
 
 def test_a_report_reads_back_and_a_broken_one_is_named(tmp_path: Path) -> None:
@@ -218,3 +230,4 @@ def test_a_long_run_is_shortened_and_a_short_one_repeated() -> None:
     assert shortened(100, 100) == (10, 30)
     assert shortened(5000, 1) == (300, 1)
     assert shortened(1, 3) == (1, 20)
+    assert shortened(1, 400) == (1, 30)
