@@ -35,6 +35,7 @@ __all__ = [
     "as_masked",
     "images",
     "kit_of",
+    "prepared",
     "update",
 ]
 
@@ -117,6 +118,12 @@ def kit_of(model: str, **arguments: object) -> TaskKit:
     return build_kit(task, 1)
 
 
+def prepared(kit: TaskKit, rows: Images) -> LocalRows:
+    """Return images as the model takes them."""
+    inputs = torch.from_numpy(rows.inputs.reshape(-1, *kit.shape))
+    return LocalRows(inputs, torch.from_numpy(rows.targets))
+
+
 def update(kit: TaskKit, rows: Images, recipe: Recipe, seed: int = 1) -> Vector:
     """Train from the kit's first model and return what a site would send, ``[size]`` float32."""
     spec = TrainingSpec(
@@ -131,9 +138,7 @@ def update(kit: TaskKit, rows: Images, recipe: Recipe, seed: int = 1) -> Vector:
     train(
         kit.model,
         kit.layout,
-        LocalRows(
-            torch.from_numpy(rows.inputs.reshape(-1, *kit.shape)), torch.from_numpy(rows.targets)
-        ),
+        prepared(kit, rows),
         replace(kit.task, training=spec),
         PlainSite(),
         None,

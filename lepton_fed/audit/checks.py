@@ -10,8 +10,9 @@ import numpy as np
 from lepton_fed.audit.claims import Claims, SiteClaim
 from lepton_fed.audit.contribution import Contribution
 from lepton_fed.audit.lower_bound import LowerBound
+from lepton_fed.audit.mechanism import composed
 from lepton_fed.audit.report import Check
-from lepton_fed.audit.training import Watched, composed
+from lepton_fed.audit.training import Watched
 from lepton_fed.privacy.dp.accounting import epsilon_of
 
 __all__ = ["check_accounting", "check_bound", "check_contribution", "check_noise"]

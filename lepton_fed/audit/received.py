@@ -47,7 +47,9 @@ class MaskedSum:
         self._agreement = agreement
         self._model = layout
         self._encoder = Encoder(agreement, layout.size)
-        self._client = client_noise(agreement, layout.size)
+        client = client_noise(agreement, layout.size)
+        # Noise of the coordinator's own it adds later, to what it has received.
+        self._client = client if client and client.shares else None
         shape = Shape(layout.digest, tuple(vectors), layout.size, 0)
         self._layout = masked_layout(agreement, shape, train=True, evaluate=False)
 

@@ -11,7 +11,7 @@ from lepton_fed.core.digests import plain
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.runs.files import reading, write_atomic
 
-__all__ = ["AuditReport", "Check", "read_report", "write_report"]
+__all__ = ["Attack", "Attacks", "AuditReport", "Check", "read_report", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,52 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Attack:
+    """One thing that was tried.
+
+    Args:
+        name: membership, or inversion.
+        passed: Whether a claim that bounds it holds; None where none does, or it was not done.
+        found: What was found, in a sentence with its numbers.
+        numbers: The same as numbers, by name; none where it was not done.
+    """
+
+    name: str
+    passed: bool | None
+    found: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """What can be told of records from what the coordinator receives in a round.
+
+    Args:
+        attacks: The attacks.
+        received: What the coordinator receives, in words.
+        rows: Whose rows were attacked, in words.
+        records: How many.
+        shadows: Models that were trained to tell members; each was attacked.
+        seconds: How long it took.
+    """
+
+    attacks: list[Attack]
+    received: str
+    rows: str
+    records: int
+    shadows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class AuditReport:
     """What an audit found.
 
     Args:
         run: Name of the run.
-        passed: Whether every check passed.
-        checks: The checks.
-        epsilon: Epsilon the audited training claims.
+        passed: Whether every check passed, and no attack refuted a claim.
+        checks: The checks; none of a run that claims no epsilon, of which only attacks are tried.
+        epsilon: Epsilon the audited training claims; None, as what follows, without checks.
         lower_bound: Epsilon is at least this, with the confidence in ``confidence``.
         confidence: Probability with which the lower bound is true.
         delta: Delta of both.
@@ -48,17 +86,18 @@ class AuditReport:
         steps: Steps of the audited training.
         canaries: Canaries in it.
         time: When, UTC, ISO 8601.
-        seconds: How long it took.
+        seconds: How long the checks took.
         version: lepton-fed's.
+        attacks: What was attacked; None where nothing was.
     """
 
     run: str
     passed: bool
     checks: list[Check]
-    epsilon: float
-    lower_bound: float
-    confidence: float
-    delta: float
+    epsilon: float | None
+    lower_bound: float | None
+    confidence: float | None
+    delta: float | None
     adjacency: str
     sampler: str
     steps: int
@@ -66,18 +105,28 @@ class AuditReport:
     time: str
     seconds: float
     version: str
+    attacks: Attacks | None = None
+
+    @property
+    def failed(self) -> list[Check | Attack]:
+        """Return the checks that did not pass, and the attacks that refuted a claim."""
+        found: list[Check | Attack] = [*self.checks]
+        found += self.attacks.attacks if self.attacks else []
+        return [each for each in found if each.passed is False]
 
     @property
     def verdict(self) -> str:
         """Return the result in a line."""
         when = self.time[:16].replace("T", " ")
-        if self.passed:
-            return (
-                f"passed {when} UTC: epsilon between {self.lower_bound:.2f} (proved) and "
-                f"{self.epsilon:.2f} (claimed), {self.steps} steps"
-            )
-        failed = ", ".join(check.name for check in self.checks if not check.passed)
-        return f"FAILED {when} UTC: {failed}"
+        if not self.passed:
+            return f"FAILED {when} UTC: {', '.join(found.name for found in self.failed)}"
+        if self.epsilon is None or self.lower_bound is None:
+            return f"attacked {when} UTC: no epsilon is claimed"
+        attacked = ", attacked" if self.attacks else ""
+        return (
+            f"passed {when} UTC: epsilon between {self.lower_bound:.2f} (proved) and "
+            f"{self.epsilon:.2f} (claimed), {self.steps} steps{attacked}"
+        )
 
 
 def write_report(report: AuditReport, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lepton_fed import __version__
+from lepton_fed.audit.attacks import attack
 from lepton_fed.audit.checks import (
     check_accounting,
     check_bound,
@@ -19,29 +21,43 @@ from lepton_fed.audit.checks import (
 from lepton_fed.audit.claims import Claims, require_auditable
 from lepton_fed.audit.contribution import largest_contribution
 from lepton_fed.audit.lower_bound import lower_bound
+from lepton_fed.audit.mechanism import mechanism_of
 from lepton_fed.audit.report import AuditReport
-from lepton_fed.audit.training import Mechanism, rehearse
-from lepton_fed.privacy.dp.accounting import adjacency_of, noise_multiplier_for
-from lepton_fed.privacy.dp.sampling import sampler_of
+from lepton_fed.audit.training import rehearse
+from lepton_fed.privacy.dp.accounting import adjacency_of
 from lepton_fed.training.kit import build_kit
-from lepton_fed.training.local import steps_of
 
-__all__ = ["audit", "mechanism_of"]
-
-_ROWS = 1000  # of a site of which only the coordinator's record is at hand
+__all__ = ["audit"]
 
 
-def audit(claims: Claims, canaries: int = 1000) -> AuditReport:
+def audit(claims: Claims, canaries: int = 1000, shadows: int = 0) -> AuditReport:
     """Audit a run.
 
     Args:
         claims: What the run says, and its ledgers.
         canaries: How many; more prove more and take longer.
+        shadows: Models to train for attacks; 0 attacks nothing.
 
     Raises:
-        RunError: LF5232, it had no record-level DP.
-        LeptonError: The run's task cannot be trained here, or its record is not whole.
+        RunError: LF5232, it had no record-level DP, and nothing is to be attacked.
+        LeptonError: The run's task cannot be trained here, its record is not whole, or rows to
+            attack cannot be read.
     """
+    if claims.record.enabled or not shadows:
+        report = _checked(claims, canaries)
+    else:
+        report = AuditReport(
+            claims.agreement.run, True, [], None, None, None, None, "", "", 0, 0, _now(), 0.0,
+            __version__,
+        )  # fmt: skip
+    if not shadows:
+        return report
+    report = replace(report, attacks=attack(claims, shadows))
+    return replace(report, passed=not report.failed)
+
+
+def _checked(claims: Claims, canaries: int) -> AuditReport:
+    """Rehearse the training with canaries, and hold what is seen against the claims."""
     require_auditable(claims)
     began = time.perf_counter()
     agreement = claims.agreement
@@ -74,37 +90,11 @@ def audit(claims: Claims, canaries: int = 1000) -> AuditReport:
         sampler=mechanism.sampler,
         steps=len(watched.noised),
         canaries=canaries,
-        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        time=_now(),
         seconds=time.perf_counter() - began,
         version=__version__,
     )
 
 
-def mechanism_of(claims: Claims) -> Mechanism:
-    """Return what the site with the least noise did in a round, as its ledger has it.
-
-    Where no ledger is at hand it is what a site of 1000 rows would have done.
-
-    Args:
-        claims: The run's.
-    """
-    events = [event for site in claims.sites for event in site.charged or ()]
-    if events:
-        least = min(events, key=lambda event: event.noise_multiplier)
-        return Mechanism(
-            least.noise_multiplier,
-            least.sampling_rate,
-            least.steps,
-            claims.agreement.rounds,
-            claims.record.sampler,
-        )
-    agreement, record = claims.agreement, claims.record
-    training, rounds = agreement.task.training, agreement.rounds
-    if record.is_shared:
-        rate = record.sampling_rate or 1.0
-        return Mechanism(agreement.noise_multiplier, rate, 1, rounds, record.sampler)
-    sampler = sampler_of(record.sampler, _ROWS, training.batch_size)
-    steps = steps_of(training, _ROWS, sampler)
-    run = sampler.event(1.0, steps).times(rounds)
-    noise = noise_multiplier_for(record.epsilon, record.delta, run)
-    return Mechanism(noise, sampler.rate, steps, rounds, record.sampler)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lepton_fed.audit.canaries import CANARIES, Watch, canaried_kit, canaried_rows
+from lepton_fed.audit.mechanism import Mechanism, composed, exact_rate
 from lepton_fed.audit.shares import HonestSum
 from lepton_fed.clients.site import Site
 from lepton_fed.config.agreement import Agreement
@@ -26,7 +25,6 @@ from lepton_fed.config.schema import Privacy, SecureAggregation, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import Problem, RunError
-from lepton_fed.privacy.dp.accounting import Event, OrderedGaussian, SampledGaussian, guarantee_of
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.strategies.base import DELTA, PlainSite
@@ -34,61 +32,11 @@ from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, train
 from lepton_fed.training.noise import plan_noise
 
-__all__ = ["Mechanism", "Watched", "composed", "rehearse"]
+__all__ = ["Watched", "rehearse"]
 
 _CPU = torch.device("cpu")
-_LEAST_STEPS, _MOST_STEPS = 20, 300
-_MOST_ROUNDS = 30
 _MOST_SILENT = 50  # steps without noise: each shows exactly which canaries it took
-_MOST_ROWS = 4000
 _LARGEST_DELTA = 0.5  # times one over the rows: a site refuses more
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """What a site of the run did in each of its rounds.
-
-    Args:
-        noise_multiplier: Noise standard deviation over the clipping norm.
-        rate: Probability with which a record is in a step; of an order, a batch over the rows.
-        steps: Steps of a round.
-        rounds: Rounds of the run.
-        sampler: What draws the batches: ``poisson``, ``shuffled`` or ``full``.
-    """
-
-    noise_multiplier: float
-    rate: float
-    steps: int
-    rounds: int
-    sampler: Literal["poisson", "shuffled", "full"]
-
-    @property
-    def steps_a_pass(self) -> int:
-        """Return in how many steps an order comes to its end."""
-        return math.ceil(1 / _exact(self.rate))
-
-    @property
-    def passes(self) -> int:
-        """Return the passes that a round begins: a record is in one step of each."""
-        return math.ceil(self.steps / self.steps_a_pass)
-
-    @property
-    def event(self) -> Event:
-        """Return what is charged for a round."""
-        noise, rate, steps = self.noise_multiplier, self.rate, self.steps
-        if self.sampler == "poisson":
-            return SampledGaussian(noise, rate, steps)
-        return OrderedGaussian(noise, rate, steps, self.passes, self.sampler)
-
-    def shortened(self) -> Mechanism:
-        """Return one with steps enough to measure noise and not more than can be waited for."""
-        if _LEAST_STEPS <= self.rounds * self.steps <= _MOST_STEPS:
-            return self
-        rounds = min(self.rounds, _MOST_ROUNDS)
-        steps = min(self.steps, max(1, _MOST_STEPS // rounds))
-        return replace(
-            self, steps=steps, rounds=max(rounds, math.ceil(_LEAST_STEPS / steps))
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -188,42 +136,11 @@ def rehearse(
     return Watched(included, noised, silent, mechanism, noise, claimed, record.delta)
 
 
-def composed(mechanism: Mechanism, delta: float) -> float:
-    """Return the epsilon of all rounds, composed at once by Google's dp-accounting (PLD).
-
-    It is asked directly and not through the accountant that is audited.
-
-    Args:
-        mechanism: What was done.
-        delta: Delta of the guarantee.
-    """
-    import dp_accounting
-    from dp_accounting import pld
-
-    charged = mechanism.event.times(mechanism.rounds)
-    grid = guarantee_of([charged], delta).grid  # whichever it is, the result is an upper bound
-    accountant = pld.PLDAccountant(value_discretization_interval=grid)
-    event = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
-    times = mechanism.steps
-    if mechanism.sampler != "poisson":  # an order: no sampling counts
-        times = mechanism.passes
-    elif mechanism.rate < 1.0:
-        event = dp_accounting.PoissonSampledDpEvent(mechanism.rate, event)
-    accountant.compose(event, mechanism.rounds * times)
-    return float(accountant.get_epsilon(delta))
-
-
 def _sizes(rate: float, canaries: int) -> tuple[int, int]:
     """Return batch and rows that have the sampling rate and room for the canaries."""
-    exact = _exact(rate)
+    exact = exact_rate(rate)
     times = math.ceil(canaries / exact.denominator)
     return exact.numerator * times, exact.denominator * times
-
-
-def _exact(rate: float) -> Fraction:
-    """Return the rate as batch over rows, of no more rows than are worth making up."""
-    exact = Fraction(min(1.0, rate)).limit_denominator(_MOST_ROWS)
-    return exact or Fraction(1, _MOST_ROWS)
 
 
 def _rounds(site: Site, kit: TaskKit, agreement: Agreement, ring: HonestSum | None) -> float:

@@ -17,7 +17,10 @@ _CODES = {
     "contribution": "LF4702",
     "bound": "LF4703",
     "accounting": "LF4704",
+    "membership": "LF4705",
 }
+_VERDICTS = {True: "pass", False: "FAIL", None: "note"}
+_SHADOWS = 64
 
 
 def audit(
@@ -30,6 +33,13 @@ def audit(
     canaries: Annotated[
         int, typer.Option(min=200, max=10000, help="Records that are watched; more prove more.")
     ] = 1000,
+    attacks: Annotated[
+        bool,
+        typer.Option("--attacks", help="Attack a round too: who was a member, what was a record."),
+    ] = False,
+    shadows: Annotated[
+        int, typer.Option(min=8, max=1000, help="Models to train for --attacks; more tell more.")
+    ] = _SHADOWS,
     as_json: AsJson = False,
 ) -> None:
     """Train as a run did, with records to watch, and hold what is seen against its epsilon."""
@@ -46,27 +56,36 @@ def audit(
             claims = claims_of_run(find_run(run, root))
         else:
             claims = claims_of_site(run, load_conf(site, kind=ClientConf).conf)
-        report = look(claims, canaries)
+        report = look(claims, canaries, shadows if attacks else 0)
         write_report(report, claims.verdict)
         if as_json:
             print_json(report)
         else:
             _show(report, claims.verdict)
-        failed = [check for check in report.checks if not check.passed]
-        if failed:
-            show_problems([Problem(_CODES[c.name], c.found, where=report.run) for c in failed])
+        if report.failed:
+            problems = [Problem(_CODES[f.name], f.found, where=report.run) for f in report.failed]
+            show_problems(problems)
             raise typer.Exit(Refused.exit_code)
 
 
 def _show(report: AuditReport, written: Path) -> None:
     out = stdout()
     for check in report.checks:
-        verdict = "pass" if check.passed else "FAIL"
-        out.print(f"{check.name:<13} {verdict}  {check.found}", markup=False)
-    out.print(
-        f"audited       {report.steps} steps with {report.canaries} canaries in "
-        f"{report.seconds:.0f} s; delta {report.delta:g}, {report.adjacency}, {report.sampler} "
-        "sampler",
-        markup=False,
-    )
+        out.print(f"{check.name:<13} {_VERDICTS[check.passed]}  {check.found}", markup=False)
+    if report.checks:
+        out.print(
+            f"audited       {report.steps} steps with {report.canaries} canaries in "
+            f"{report.seconds:.0f} s; delta {report.delta:g}, {report.adjacency}, "
+            f"{report.sampler} sampler",
+            markup=False,
+        )
+    if report.attacks is not None:
+        for attack in report.attacks.attacks:
+            out.print(f"{attack.name:<13} {_VERDICTS[attack.passed]}  {attack.found}", markup=False)
+        out.print(
+            f"attacked      round 1, in which the coordinator receives "
+            f"{report.attacks.received}; {report.attacks.records} rows, {report.attacks.rows}; "
+            f"{report.attacks.shadows} models in {report.attacks.seconds:.0f} s",
+            markup=False,
+        )
     out.print(f"record        {written}", markup=False)

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lepton_fed.core.seeds import generator
-from lepton_fed.core.task import Column, DataContract
+from lepton_fed.core.task import Column, DataContract, Task
 
-__all__ = ["drawn_inputs"]
+__all__ = ["drawn_inputs", "pixel_range"]
 
 _PIXELS = 256
 
@@ -38,6 +38,20 @@ def drawn_inputs(
     if contract.dtype == "uint8":
         return draw.integers(0, _PIXELS, shape, dtype=np.uint8)
     return (pixel_range * draw.random(shape)).astype(np.float32)
+
+
+def pixel_range(task: Task) -> float:
+    """Return what `scale` divides pixels by: they are likely to reach up to it.
+
+    Args:
+        task: Its preprocessing says.
+    """
+    factors = [
+        step.arguments["by"]
+        for step in task.preprocessing
+        if step.step == "scale" and "by" in step.arguments
+    ]
+    return float(factors[0]) if factors else 1.0
 
 
 def _column(column: Column, rows: int, draw: np.random.Generator) -> npt.NDArray[np.floating]:

@@ -8,8 +8,7 @@ from lepton_fed.config.schema import ServerConf, SimulationConf
 from lepton_fed.core.decode import decode, strict_json
 from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.layout import vector_digest
-from lepton_fed.core.task import Task
-from lepton_fed.data.drawn import drawn_inputs
+from lepton_fed.data.drawn import drawn_inputs, pixel_range
 from lepton_fed.data.read import read
 from lepton_fed.errors import Problem, RunError, TaskError, quoted
 from lepton_fed.export.release import ExportReport, export_model
@@ -75,7 +74,7 @@ def export_run(
     examples = (
         read(conf.sites.source, conf.task.data).inputs
         if isinstance(conf, SimulationConf)
-        else drawn_inputs(conf.task.data, _DRAWN, conf.seed, _pixel_range(conf.task))
+        else drawn_inputs(conf.task.data, _DRAWN, conf.seed, pixel_range(conf.task))
     )
     following = next_version(folder.path.parent, conf.task.digest)  # also: it can be read
     chosen = version or following
@@ -92,16 +91,6 @@ def export_run(
     )
     _remember_version(folder.path.parent, conf.task.digest, chosen)
     return report
-
-
-def _pixel_range(task: Task) -> float:
-    """Return what `scale` divides pixels by: they are likely to reach up to it."""
-    factors = [
-        step.arguments["by"]
-        for step in task.preprocessing
-        if step.step == "scale" and "by" in step.arguments
-    ]
-    return float(factors[0]) if factors else 1.0
 
 
 def next_version(root: Path, task: str) -> int:

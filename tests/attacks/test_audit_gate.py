@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 from lepton_fed.audit.checks import check_bound, check_noise
 from lepton_fed.audit.claims import claims_of_run
 from lepton_fed.audit.lower_bound import lower_bound
-from lepton_fed.audit.run import mechanism_of
+from lepton_fed.audit.mechanism import mechanism_of
 from lepton_fed.audit.training import rehearse
 from lepton_fed.cli import app
 from lepton_fed.clients import encoded

@@ -17,7 +17,8 @@ from lepton_fed.audit.checks import (
 from lepton_fed.audit.claims import Claims, SiteClaim
 from lepton_fed.audit.contribution import Contribution
 from lepton_fed.audit.lower_bound import LowerBound
-from lepton_fed.audit.training import Mechanism, Watched, composed
+from lepton_fed.audit.mechanism import Mechanism, composed
+from lepton_fed.audit.training import Watched
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.schema import Privacy, RecordPrivacy, ServerConf, StrategyConf
 from lepton_fed.core.task import Task

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from lepton_fed.audit.claims import claims_of_run, claims_of_site, require_auditable
+from lepton_fed.audit.mechanism import Mechanism, mechanism_of
 from lepton_fed.audit.report import AuditReport, Check, read_report, write_report
-from lepton_fed.audit.run import audit, mechanism_of
-from lepton_fed.audit.training import Mechanism
+from lepton_fed.audit.run import audit
 from lepton_fed.clients.receipts import Receipts, receipt_of
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.config.load import load_values
