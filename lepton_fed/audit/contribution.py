@@ -32,12 +32,13 @@ from lepton_fed.errors import RunError
 from lepton_fed.models.build import write_local, write_vector
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.sampling import PoissonSampler
+from lepton_fed.strategies.base import PlainSite
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, train
 
 __all__ = ["Contribution", "largest_contribution"]
 
-_FLOAT32 = 1e-5
+_ROUNDING = 1e-5  # what a clipped gradient may exceed the norm by: its factor is rounded
 _CPU = torch.device("cpu")
 _SCALES = (1e-30, 1e-6, 1.0, 1.0, 1.0, 1e3, 1e10, 1e19, 3e37)
 _WEIGHT_SCALES = (0.0, 1e-4, 1.0, 1e3, 1e18)
@@ -72,12 +73,14 @@ class _Ring:
         moves: The most that a record may move the sum before it is rounded, in the update's unit.
         bound: Norm to which a site clips its update.
         rate: The site's learning rate.
+        divisor: What the sum is divided by.
     """
 
     sums: MaskedSum
     moves: float
     bound: float
     rate: float
+    divisor: int
 
     @classmethod
     def of(cls, kit: TaskKit, agreement: Agreement) -> _Ring:
@@ -85,17 +88,18 @@ class _Ring:
         training = kit.task.training
         moves = training.learning_rate * agreement.privacy.record.clip / training.batch_size
         sums = MaskedSum(agreement, kit.layout)
-        return cls(sums, moves, agreement.task.aggregation.norm_bound, training.learning_rate)
+        bound = agreement.task.aggregation.norm_bound
+        return cls(sums, moves, bound, training.learning_rate, training.batch_size)
 
     def rounded(self, step: OneStep, layout: Layout) -> npt.NDArray[np.int64]:
         """Return a step as a site encodes it, noise off, in steps of the grid."""
-        delta, norm = clipped(step.delta(layout, self.rate), self.bound)
+        delta, norm = clipped(step.delta(layout, self.rate, self.divisor), self.bound)
         # What is not finite is refused by the site that it is made at.
         return self.sums.noiseless(delta if np.isfinite(norm) else np.zeros_like(delta))
 
     def share_of_allowed(self, change: npt.NDArray[np.int64]) -> float:
         """Return what a record changed of the rounded sum, over what is accounted for."""
-        allowed = self.moves / self.sums.grid * (1 + _FLOAT32) + math.sqrt(change.size)
+        allowed = self.moves / self.sums.grid * (1 + _ROUNDING) + math.sqrt(change.size)
         return float(np.linalg.norm(change.astype(np.float64))) / allowed
 
 
@@ -138,11 +142,10 @@ def largest_contribution(
 
 def _moved(kit: TaskKit, agreement: Agreement, with_it: OneStep, without: OneStep | None) -> float:
     """Return the norm of what a record adds to the sum, over the clipping norm."""
-    change = with_it.delta(kit.layout, 1.0).astype(np.float64)
+    change = with_it.delta(kit.layout, 1.0, 1)
     if without is not None:
-        change -= without.delta(kit.layout, 1.0)
-    norm = float(np.linalg.norm(change)) * kit.task.training.batch_size
-    norm /= agreement.privacy.record.clip
+        change -= without.delta(kit.layout, 1.0, 1)
+    norm = float(np.linalg.norm(change)) / agreement.privacy.record.clip
     # A sum that is not finite tells of the record whatever the noise is.
     return norm if np.isfinite(norm) else np.inf
 
@@ -187,22 +190,19 @@ def _step(
     inputs: npt.NDArray[np.float32],
     targets: npt.NDArray[np.generic],
 ) -> OneStep:
-    """Return a step of all these records as the training function makes it, without noise.
-
-    The sum of their clipped gradients is divided by the task's batch size, whatever they are.
-    """
+    """Return a step of all these records as the training function makes it, without noise."""
     record = agreement.privacy.record
     training = replace(kit.task.training, epochs=None, steps=1)
     write_vector(kit.model, kit.layout, weights)
     write_local(kit.model, kit.initial_local)
-    step = OneStep()
+    step = OneStep.of(kit.model)
     try:
         train(
             kit.model,
             kit.layout,
             LocalRows(torch.from_numpy(inputs), torch.from_numpy(targets)),
             replace(kit.task, training=training),
-            step,
+            PlainSite(),
             None,
             Moment(0, 1, 1, "audit"),
             devices=[_CPU],
@@ -213,9 +213,10 @@ def _step(
                 PoissonSampler(len(inputs), training.batch_size, given_rate=1.0),
                 engine=record.engine,
                 most_records=record.most_records,
+                other_noise=step,
             ),
         )
     except RunError:  # such weights follow from a sum that is not finite: that is the finding
-        if not step.gradients:
+        if not step.sums:
             raise
     return step

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -201,7 +202,9 @@ class Answers:
             head = decode(_Head, strict_json(about["head"].encode()))
         except (KeyError, ValueError):
             return None
-        vectors = {n: v.view(np.float32) for n, v in _below(_VECTOR, arrays).items()}
+        vectors = {
+            n: cast("npt.NDArray[np.floating]", v) for n, v in _below(_VECTOR, arrays).items()
+        }
         counts = arrays.get(_COUNTS)
         reply = Reply(
             "",

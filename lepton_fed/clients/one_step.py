@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
 
 from lepton_fed.core.layout import Layout, Vector
-from lepton_fed.strategies.base import PlainSite
 
 __all__ = ["OneStep"]
 
 
 @dataclass(frozen=True)
-class OneStep(PlainSite):
-    """Keeps the gradient of a step, for a site whose noise is added to its update.
+class OneStep:
+    """Keeps the sum of a step, for a site whose noise is added to its update, and adds none.
 
     A difference of weights is rounded to their last digit. The coordinator chooses the weights: of
     large ones that digit is larger than all that a record may move, and whether a coordinate is
-    rounded up or down can depend on one record. What noise is to cover must not pass through them.
+    rounded up or down can depend on one record. What noise is to cover must not pass through them;
+    nor through float32, of which the last digit of a large sum is more than a part of a record.
 
     Args:
-        gradients: What the step was given, by name of the tensor.
+        names: The trained parameters, in the model's order.
+        sums: What the step summed up, in that order.
     """
 
-    gradients: dict[str, Tensor] = field(default_factory=dict)
+    names: tuple[str, ...]
+    sums: list[Tensor] = field(default_factory=list)
 
-    def gradient(self, memory: object, name: str, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """Keep the gradient and leave it as it is."""
-        del memory, parameter
-        self.gradients[name] = gradient.detach()
-        return gradient
+    @classmethod
+    def of(cls, model: nn.Module) -> OneStep:
+        """Return what keeps the step of a model."""
+        return cls(tuple(n for n, p in model.named_parameters() if p.requires_grad))
 
-    def delta(self, layout: Layout, learning_rate: float) -> Vector:
-        """Return what plain SGD adds to the weights, ``[layout.size]`` float32.
+    def add(self, sums: Sequence[Tensor]) -> None:
+        """Keep the sums of clipped gradients, and leave them without noise: it comes later."""
+        self.sums[:] = [total.clone() for total in sums]
+
+    def delta(self, layout: Layout, learning_rate: float, divisor: int) -> npt.NDArray[np.float64]:
+        """Return what plain SGD adds to the weights, ``[layout.size]`` float64.
 
         Args:
             layout: Layout of the model.
             learning_rate: Of the step.
+            divisor: What the sum is divided by.
         """
-        vector = layout.gather({n: g.cpu().numpy() for n, g in self.gradients.items()})
-        vector *= -learning_rate
+        vector = np.zeros(layout.size)
+        views = layout.views(cast("Vector", vector))
+        for name, total in zip(self.names, self.sums, strict=True):
+            if name in views:
+                views[name][...] = total.cpu().numpy()
+        vector *= -learning_rate / divisor
         return vector

@@ -48,7 +48,7 @@ from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.privacy.ledger.book import RunName
 from lepton_fed.privacy.ledger.ledger import Ledger
 from lepton_fed.privacy.masked_plan import require_one_vector
-from lepton_fed.strategies.base import SiteRule, SiteState
+from lepton_fed.strategies.base import DELTA, SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import Moment, PrivateTraining, train
@@ -58,6 +58,8 @@ __all__ = ["EVALUATION", "Site"]
 
 EVALUATION = "evaluation"
 """Word of ``privacy.outside_epsilon``: counts on held-out rows may leave while DP is on."""
+
+Floats = npt.NDArray[np.floating]
 
 _UNEXPECTED = "LF5301"
 _MOST_VECTORS = 8  # the model, and what a strategy sends beside it
@@ -321,12 +323,12 @@ class Site:
         self._ledger.charge(event, self._run, round_number, self._kit.task.digest)
         return PrivateTraining(
             record.clip,
-            0.0 if record.is_shared else self._noise.noise_multiplier,
+            self._noise.noise_multiplier,
             self._entropy,
             sampler,
             engine=record.engine,
             most_records=record.most_records,
-            correlated=noise,
+            other_noise=noise,
         )
 
     def _train(
@@ -341,13 +343,15 @@ class Site:
         shared = {entry.name for entry in kit.layout.of_rule("shared")}
         start = {n: p.detach().clone() for n, p in model.named_parameters() if n in shared}
         memory = self._rule.begin(start, ask.vectors, self._state)
-        step = OneStep() if record.is_shared else None  # the rule is the plain one then
+        step = OneStep.of(model) if private and record.is_shared else None
+        if private and step:
+            private = replace(private, other_noise=step)
         trained = train(
             model,
             kit.layout,
             self._rows,
             kit.task,
-            step or self._rule,
+            self._rule,
             memory,
             Moment(self._agreement.seed, ask.round_number, self._agreement.rounds, self.name),
             devices=self._devices,
@@ -355,11 +359,11 @@ class Site:
             augment=kit.augment,
         )
         self._check_frozen(model)
-        if step is not None:
-            delta = step.delta(kit.layout, trained.learning_rate)
-        else:
-            delta = read_vector(model, kit.layout)
-            delta -= received
+        if private and step:  # the rule is the plain one then
+            exact = step.delta(kit.layout, trained.learning_rate, private.sampler.divisor)
+            return self._bounded({DELTA: exact}, ask), {}
+        delta = read_vector(model, kit.layout)
+        delta -= received
         vectors, state = self._rule.update(memory, delta, trained.steps, trained.learning_rate)
         return self._bounded(vectors, ask), state
 
@@ -380,11 +384,11 @@ class Site:
                         remedy="rounds that were trained twice are charged twice; end the run here")
             )  # fmt: skip
 
-    def _bounded(self, vectors: Mapping[str, Vector], ask: Ask) -> Update:
+    def _bounded(self, vectors: Mapping[str, Floats], ask: Ask) -> Update:
         """Return the update with each vector scaled down to the norm that was agreed to."""
         client = noise_of_round(self._client, ask.clip, train=True)
         bound = client.site_bound if client else self._kit.task.aggregation.norm_bound
-        bounded: dict[str, Vector] = {}
+        bounded: dict[str, Floats] = {}
         norms: dict[str, float] = {}
         for name, vector in vectors.items():
             bounded[name], norms[name] = clipped(vector, bound)

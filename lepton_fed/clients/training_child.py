@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
 from lepton_fed.clients.frames import Arrays, read_frame, write_frame
 from lepton_fed.clients.stall import StallWatch
 from lepton_fed.config.agreement import Agreement
@@ -145,7 +143,7 @@ class TrainingChild:
         update = None
         if head["update"] is not None:
             vectors = {
-                name.removeprefix("vector/"): array.astype(np.float32, copy=False)
+                name.removeprefix("vector/"): array
                 for name, array in arrays.items()
                 if name != "counts"
             }

@@ -41,14 +41,15 @@ class Update:
 
     Args:
         layout: Digest of the layout of its vectors.
-        vectors: Flat float32 vectors over the shared tensors, by name; the strategy says which.
+        vectors: Flat float32 vectors over the shared tensors, by name; the strategy says which. One
+            that gets its noise later is float64: rounding comes after noise.
         weight: Weight in the mean, in (0, weight bound].
         norms: Euclidean norm of each vector before it was clipped, for the site's receipt; it does
             not leave the site.
     """
 
     layout: str
-    vectors: Mapping[str, Vector]
+    vectors: Mapping[str, npt.NDArray[np.floating]]
     weight: float
     norms: Mapping[str, float] = field(default_factory=dict)
 

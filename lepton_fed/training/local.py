@@ -88,7 +88,7 @@ class PrivateTraining:
         sampler: Draws the batches.
         engine: What clips and sums.
         most_records: Records that go through the model at once; None sets no limit.
-        correlated: Adds the noise of each step in the place of independent noise.
+        other_noise: Adds the noise of each step in the place of independent noise.
     """
 
     clip: float
@@ -97,13 +97,13 @@ class PrivateTraining:
     sampler: Sampler
     engine: EngineName = "hooks"
     most_records: int | None = None
-    correlated: StepNoise | None = None
+    other_noise: StepNoise | None = None
 
     @property
     def noise(self) -> StepNoise:
         """Return what adds the noise of each step."""
         std = self.noise_multiplier * self.clip
-        return self.correlated or IndependentSteps(std, self.entropy)
+        return self.other_noise or IndependentSteps(std, self.entropy)
 
 
 @dataclass(frozen=True)

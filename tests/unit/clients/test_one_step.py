@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,7 +42,9 @@ def rows() -> Dataset:
 
 
 @contextmanager
-def a_site(engine: EngineName, folder: Path) -> Iterator[tuple[Site, Agreement]]:
+def a_site(
+    engine: EngineName, folder: Path, data: Dataset | None = None
+) -> Iterator[tuple[Site, Agreement]]:
     record = RecordPrivacy(True, 3.0, 1e-5, CLIP)
     record = replace(record, noise="shared", sampling_rate=1.0, honest=3, engine=engine)
     privacy = Privacy(record, secure_aggregation=SecureAggregation(enabled=True))
@@ -49,7 +52,7 @@ def a_site(engine: EngineName, folder: Path) -> Iterator[tuple[Site, Agreement]]
     agreement = Agreement(
         "run", TASK, StrategyConf(), 1, 5, privacy, 4, noise_to_agree_on(privacy, 1)
     )  # fmt: skip
-    data = rows()
+    data = data or rows()
     site = Site(
         "north", kit, PlainSite(), data, data.take(np.arange(0)), agreement,
         devices=[torch.device("cpu")], folder=folder,
@@ -103,3 +106,23 @@ def test_large_weights_do_not_round_what_is_sent(engine: EngineName, tmp_path: P
     biases = np.abs(model) > 1000
     assert (np.abs(delta[biases] / digit % 1.0 - 0.5) < 0.4999).all()  # no multiples of it
     np.testing.assert_allclose(delta, by_hand(), atol=digit / 4)
+
+
+@pytest.mark.parametrize("engine", ["hooks", "bookkeeping"])
+def test_a_record_moves_what_many_records_send_no_further_than_its_clip(
+    engine: EngineName, tmp_path: Path
+) -> None:
+    """In float32 what they send is rounded by more than a thousandth of that."""
+    kit, moves = build_kit(TASK, 5), RATE / BATCH * CLIP
+    sent = []
+    for count in range(20_000, 20_005):
+        inputs = np.tile(np.array([[0.7, -1.1]], np.float32), (count, 1))
+        data = Dataset(inputs, np.zeros(count, np.int64))
+        with a_site(engine, tmp_path / f"{count}", data) as (site, agreement):
+            ask = Ask(agreement.digest, kit.layout.digest, 1, True, False, {MODEL: kit.initial})
+            reply = site.answer(ask)
+        assert reply.update is not None, reply.refusal
+        sent.append(reply.update.vectors[DELTA])
+    for fewer, more in itertools.pairwise(sent):
+        assert float(np.linalg.norm(more - fewer)) == pytest.approx(moves, rel=1e-5)
+        assert float(np.linalg.norm(more - fewer)) <= moves * (1 + 1e-5)
