@@ -32,6 +32,7 @@ __all__ = ["attack"]
 _CPU = torch.device("cpu")
 _MOST_RECORDS = 400
 _LEAST_RECORDS = 40
+_MOST_OTHERS = 2000  # rows of the other sites, and for class means
 _SITES = 8  # whose updates stand for those of the others in a sum
 _TRIALS = 8
 
@@ -45,7 +46,6 @@ class _Setting:
         mechanism: What its sites did in a round of record-level DP; None without.
         kit: The task's kit.
         draws: Whom is attacked.
-        folder: Receives ledgers.
         rows: Rows to attack, in random order.
         others: Updates of other sites; empty where updates are received one by one.
     """
@@ -54,7 +54,6 @@ class _Setting:
     mechanism: Mechanism | None
     kit: TaskKit
     draws: np.random.Generator
-    folder: Path
     rows: Dataset
     others: tuple[Reply, ...]
 
@@ -85,8 +84,10 @@ def attack(claims: Claims, shadows: int = 64) -> Attacks:
     mechanism = mechanism_of(claims) if claims.record.enabled else None
     data, whose = rows_for(claims, draws)
     records = min(_MOST_RECORDS, len(data) // 2)
+    if mechanism is not None:  # a site refuses more rows than one over delta
+        records = min(records, int(1.0 / claims.record.delta))
     rows = data.take(np.arange(records))
-    rest = data.take(np.arange(records, len(data)))
+    rest = data.take(np.arange(records, min(len(data), records + _MOST_OTHERS)))
     with TemporaryDirectory(prefix="lepton-fed-attack-") as folder:
         one = OneRound(as_trained_by(agreement, mechanism, records // 2), kit, Path(folder) / "a")
         lone = OneRound(of_one_record(agreement, mechanism), kit, Path(folder) / "b")
@@ -94,7 +95,7 @@ def attack(claims: Claims, shadows: int = 64) -> Attacks:
         if one.sites > 1 and records >= _LEAST_RECORDS:
             picked = [draws.choice(len(rest), records // 2, replace=False) for _ in range(_SITES)]
             others = [one.train(rest.take(which)) for which in picked]
-        setting = _Setting(claims, mechanism, kit, draws, Path(folder), rows, tuple(others))
+        setting = _Setting(claims, mechanism, kit, draws, rows, tuple(others))
         found = [_membership(setting, one, shadows), _inversion(setting, lone, rest)]
     return Attacks(
         found, one.received, whose, records, shadows, time.perf_counter() - began

@@ -22,6 +22,7 @@ from lepton_fed.cli import app
 from lepton_fed.config.load import load_values
 from lepton_fed.config.schema import ClientConf, ServerConf, SimulationConf, Source
 from lepton_fed.config.templates import template
+from lepton_fed.core.digests import canonical_json
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.step_noise import IndependentSteps
 from lepton_fed.runs.folder import RunFolder
@@ -181,6 +182,23 @@ def test_a_coordinator_s_rows_are_made_up_and_a_site_s_are_its_own(private: RunF
     data, whose = rows_for(named(claims, replace(ClientConf(), source=Source("digits"))), draws)
     assert whose == "this site's own"
     assert len(data) == 1797
+
+
+def test_at_a_site_its_own_rows_are_attacked(private: RunFolder, tmp_path: Path) -> None:
+    claims = claims_of_run(private)
+    (tmp_path / "agreements").mkdir()
+    kept = tmp_path / "agreements" / f"{claims.agreement.digest}.json"
+    kept.write_bytes(canonical_json(claims.agreement))
+    conf = tmp_path / "client.yaml"
+    conf.write_text(f"kind: client\nname: east\nstate: {tmp_path}\nsource: {{reader: digits}}\n")
+    words = ("--site", str(conf), "--attacks", "--shadows", "8", "--canaries", "200", "--json")
+    result = CliRunner().invoke(app, ["audit", "last", *words])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["attacks"]["rows"] == "this site's own"
+    assert report["attacks"]["received"] == "each update, with noise"
+    (written,) = (tmp_path / "audits").glob("*.json")
+    assert json.loads(written.read_text()) == report
 
 
 def test_a_fifth_has_another_s_target(private: RunFolder) -> None:
