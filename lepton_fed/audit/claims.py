@@ -82,7 +82,7 @@ def claims_of_run(run: RunFolder) -> Claims:
 
     Raises:
         LeptonError: The folder is not whole, the run is not finished (LF5206), it had no
-            record-level DP (LF5232), or its sites share or correlate noise (LF5234).
+            record-level DP (LF5232), or its sites share their noise (LF5234).
     """
     conf: SimulationConf | ServerConf
     if kind_of(run.conf) == "simulation":
@@ -117,7 +117,7 @@ def claims_of_site(words: str, conf: ClientConf) -> Claims:
 
     Raises:
         LeptonError: The site agreed to no such run (LF5205), its records are not whole, the run
-            had no record-level DP (LF5232), or its sites share or correlate noise (LF5234).
+            had no record-level DP (LF5232), or its sites share their noise (LF5234).
     """
     state = Path(conf.state)
     agreement = _agreement(words, state / "agreements")
@@ -143,12 +143,6 @@ def _require_private(record: RecordPrivacy, run: str) -> None:
         raise RunError(
             Problem("LF5232", "this run had no record-level DP: it claims no epsilon to audit",
                     where=run, key="privacy.record.enabled")
-        )  # fmt: skip
-    if record.is_correlated:
-        raise RunError(
-            Problem("LF5234", "the noise of this run is correlated over steps, which is not "
-                    "audited yet", where=run, key="privacy.record.mechanism",
-                    remedy="audit a run of the same task with privacy.record.mechanism: dp_sgd")
         )  # fmt: skip
     if record.is_shared:
         # Its steps have no noise of their own; what the ring adds is not rehearsed.

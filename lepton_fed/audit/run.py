@@ -22,7 +22,10 @@ from lepton_fed.audit.lower_bound import lower_bound
 from lepton_fed.audit.report import AuditReport
 from lepton_fed.audit.training import Mechanism, rehearse
 from lepton_fed.privacy.dp.accounting import adjacency_of, noise_multiplier_for
-from lepton_fed.privacy.dp.sampling import sampler_of
+from lepton_fed.privacy.dp.events import CorrelatedGaussian
+from lepton_fed.privacy.dp.planning import fixed_order
+from lepton_fed.privacy.dp.sampling import Sampler, sampler_of
+from lepton_fed.privacy.factorisation.mechanism import FixedOrder
 from lepton_fed.training.kit import build_kit
 from lepton_fed.training.local import steps_of
 
@@ -84,19 +87,27 @@ def mechanism_of(claims: Claims) -> Mechanism:
     Args:
         claims: The run's.
     """
-    events = [event for site in claims.sites for event in site.charged or ()]
-    if events:
-        least = min(events, key=lambda event: event.noise_multiplier)
+    # One without steps was a round that had been charged before.
+    charged = [event for site in claims.sites for event in site.charged or () if event.steps]
+    if charged:
+        least = min(charged, key=lambda event: event.noise_multiplier)
         return Mechanism(
             least.noise_multiplier,
             least.sampling_rate,
             least.steps,
             claims.rounds,
             claims.record.sampler,
+            least.band if isinstance(least, CorrelatedGaussian) else 0,
         )
     training, record = claims.task.training, claims.record
-    sampler = sampler_of(record.sampler, _ROWS, training.batch_size)
+    sampler: Sampler = sampler_of(record.sampler, _ROWS, training.batch_size)
+    if record.is_correlated:
+        sampler = fixed_order(
+            _ROWS, training.batch_size, training.epochs, training.steps, claims.rounds,
+            size=build_kit(claims.task, claims.seed).noised_size, band=record.band,
+        )  # fmt: skip
     steps = steps_of(training, _ROWS, sampler)
     run = sampler.event(1.0, steps).times(claims.rounds)
     noise = noise_multiplier_for(record.epsilon, record.delta, run)
-    return Mechanism(noise, sampler.rate, steps, claims.rounds, record.sampler)
+    band = sampler.band if isinstance(sampler, FixedOrder) else 0
+    return Mechanism(noise, sampler.rate, steps, claims.rounds, record.sampler, band)

@@ -25,9 +25,18 @@ from lepton_fed.config.schema import Privacy, RecordPrivacy, StrategyConf
 from lepton_fed.core.exchange import MODEL, Ask
 from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import Problem, RunError
-from lepton_fed.privacy.dp.accounting import Event, OrderedGaussian, SampledGaussian, guarantee_of
+from lepton_fed.privacy.dp.accounting import guarantee_of
 from lepton_fed.privacy.dp.entropy import Entropy
-from lepton_fed.privacy.dp.sampling import sampler_of
+from lepton_fed.privacy.dp.events import (
+    CorrelatedGaussian,
+    Event,
+    OrderedGaussian,
+    SampledGaussian,
+)
+from lepton_fed.privacy.dp.planning import fixed_order
+from lepton_fed.privacy.dp.sampling import Sampler, sampler_of
+from lepton_fed.privacy.factorisation.mechanism import BandedMechanism, FixedOrder
+from lepton_fed.privacy.factorisation.toeplitz import square_root
 from lepton_fed.strategies.base import DELTA
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, train
@@ -52,6 +61,7 @@ class Mechanism:
         steps: Steps of a round.
         rounds: Rounds of the run.
         sampler: What draws the batches: ``poisson``, ``shuffled`` or ``full``.
+        band: Over how many steps noise is correlated, at most; 0 where each has fresh noise.
     """
 
     noise_multiplier: float
@@ -59,6 +69,7 @@ class Mechanism:
     steps: int
     rounds: int
     sampler: Literal["poisson", "shuffled", "full"]
+    band: int = 0
 
     @property
     def steps_a_pass(self) -> int:
@@ -74,6 +85,10 @@ class Mechanism:
     def event(self) -> Event:
         """Return what is charged for a round."""
         noise, rate, steps = self.noise_multiplier, self.rate, self.steps
+        if self.band:
+            planned = steps * self.rounds
+            band = min(self.band, planned)
+            return CorrelatedGaussian(noise, rate, steps, 0, planned, self.steps_a_pass, band)
         if self.sampler == "poisson":
             return SampledGaussian(noise, rate, steps)
         return OrderedGaussian(noise, rate, steps, self.passes, self.sampler)
@@ -97,11 +112,13 @@ class Watched:
         included: ``[canaries]``: which canaries were among the rows.
         noised: ``[steps, canaries]``: what each step gave each canary's weight, over the clipping
             norm: the noise, and 1 where the canary was in the step.
-        silent: The same of a training without noise.
+        silent: As ``noised``, of a training without noise.
         mechanism: What was to be done.
         noise_multiplier: What the site says of its noise.
         claimed: Epsilon the site says its records have spent.
         delta: Delta of that epsilon.
+        undone: ``[steps, canaries]``: of noise that is correlated over steps, ``noised`` with the
+            correlation undone; of a canary that was not in the data that is fresh noise.
     """
 
     included: npt.NDArray[np.bool_]
@@ -111,6 +128,12 @@ class Watched:
     noise_multiplier: float
     claimed: float
     delta: float
+    undone: npt.NDArray[np.float64] | None = None
+
+    @property
+    def fresh(self) -> npt.NDArray[np.float64]:
+        """Return what has noise of its own in each step, of the configured noise multiplier."""
+        return self.noised if self.undone is None else self.undone
 
 
 def rehearse(
@@ -139,7 +162,7 @@ def rehearse(
     task = replace(kit.task, training=training, augmentation=[])
     audited = canaried_kit(kit, task, canaries)
     record = replace(
-        record, enabled=True, sampler=mechanism.sampler,
+        record, enabled=True, sampler=mechanism.sampler, band=mechanism.band or None,
         delta=min(record.delta, _LARGEST_DELTA / rows),
     )  # fmt: skip
     # A little more, so that rounding does not let the plan take more noise than the run had.
@@ -159,14 +182,17 @@ def rehearse(
         noise_multiplier = site.noise_multiplier or 0.0
     finally:
         site.close()
+    noised = _of_canaries(watch.steps, batch, record.clip)
+    order = _order(audited, mechanism, rows) if mechanism.band else None
     return Watched(
         included,
-        _of_canaries(watch.steps, batch, record.clip),
+        noised,
         _of_canaries(_silent(audited, record, data, mechanism), batch, record.clip),
         mechanism,
         noise_multiplier,
         claimed,
         record.delta,
+        None if order is None else _whitened(noised, order.mechanism),
     )
 
 
@@ -187,6 +213,9 @@ def composed(mechanism: Mechanism, delta: float) -> float:
     accountant = pld.PLDAccountant(value_discretization_interval=grid)
     event = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
     times = mechanism.steps
+    if mechanism.band:  # all steps of all rounds are one
+        accountant.compose(event)
+        return float(accountant.get_epsilon(delta))
     if mechanism.sampler != "poisson":  # an order: no sampling counts
         times = mechanism.passes
     elif mechanism.rate < 1.0:
@@ -233,7 +262,9 @@ def _silent(
     rows = LocalRows(torch.from_numpy(data.inputs), torch.from_numpy(data.targets))
     steps = min(_MOST_SILENT, mechanism.steps * mechanism.rounds)
     training = replace(kit.task.training, steps=steps)
-    sampler = sampler_of(mechanism.sampler, len(data), training.batch_size)
+    sampler: Sampler = sampler_of(mechanism.sampler, len(data), training.batch_size)
+    if mechanism.band:
+        sampler = _order(kit, mechanism, len(data))
     train(
         kit.model,
         kit.layout,
@@ -253,6 +284,25 @@ def _silent(
         ),
     )
     return watch.steps
+
+
+def _order(kit: TaskKit, mechanism: Mechanism, rows: int) -> FixedOrder:
+    """Return the order that a site takes its batches in, with correlated noise."""
+    return fixed_order(
+        rows, kit.task.training.batch_size, None, mechanism.steps, mechanism.rounds,
+        size=kit.noised_size, band=mechanism.band,
+    )  # fmt: skip
+
+
+def _whitened(
+    noised: npt.NDArray[np.float64], mechanism: BandedMechanism
+) -> npt.NDArray[np.float64]:
+    """Return ``C`` times what steps gave, over the sensitivity: of noise, fresh noise."""
+    coefficients = square_root(mechanism.band)
+    fresh = np.zeros_like(noised)
+    for back, coefficient in enumerate(coefficients):
+        fresh[back:] += coefficient * noised[: len(noised) - back]
+    return fresh / mechanism.sensitivity
 
 
 def _of_canaries(
