@@ -52,6 +52,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks
 	$(BIN)/python -m benchmarks.dp_noise
 	$(BIN)/python -m benchmarks.dp_accounting
 	$(BIN)/python -m benchmarks.dp_accuracy
+	$(BIN)/python -m benchmarks.dp_orders
 	$(BIN)/python -m benchmarks.distributed_noise
 	$(BIN)/python -m benchmarks.attacks
 

@@ -31,7 +31,7 @@ def check_noise(watched: Watched) -> Check:
     steps; that of the step with the least; and that of their sum, which shows noise that is the
     same in two steps. Where sites share the noise, so must be that of each site's share.
     """
-    alone = watched.noised[:, ~watched.included]
+    alone = watched.fresh[:, ~watched.included]
     steps, absent = alone.shape
     configured = watched.noise
     found = float(np.sqrt(np.mean(alone**2)))

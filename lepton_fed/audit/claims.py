@@ -143,19 +143,13 @@ def require_auditable(claims: Claims) -> None:
         claims: The run's.
 
     Raises:
-        RunError: LF5232, it had no record-level DP; LF5234, its noise is correlated over steps.
+        RunError: LF5232, it had no record-level DP.
     """
     if not claims.record.enabled:
         raise RunError(
             Problem("LF5232", "this run had no record-level DP: it claims no epsilon to audit",
                     where=claims.agreement.run, key="privacy.record.enabled",
                     remedy="--attacks shows what can be read of its updates")
-        )  # fmt: skip
-    if claims.record.is_correlated:
-        raise RunError(
-            Problem("LF5234", "the noise of this run is correlated over steps, which is not "
-                    "audited yet", where=claims.agreement.run, key="privacy.record.mechanism",
-                    remedy="audit a run of the same task with privacy.record.mechanism: dp_sgd")
         )  # fmt: skip
 
 

@@ -8,14 +8,17 @@ from fractions import Fraction
 from typing import Literal
 
 from lepton_fed.audit.claims import Claims
-from lepton_fed.privacy.dp.accounting import (
+from lepton_fed.privacy.dp.accounting import guarantee_of, noise_multiplier_for
+from lepton_fed.privacy.dp.events import (
+    CorrelatedGaussian,
     Event,
     OrderedGaussian,
     SampledGaussian,
-    guarantee_of,
-    noise_multiplier_for,
 )
-from lepton_fed.privacy.dp.sampling import sampler_of
+from lepton_fed.privacy.dp.planning import fixed_order
+from lepton_fed.privacy.dp.sampling import Sampler, sampler_of
+from lepton_fed.privacy.factorisation.mechanism import FixedOrder
+from lepton_fed.training.kit import build_kit
 from lepton_fed.training.local import steps_of
 
 __all__ = ["Mechanism", "composed", "exact_rate", "mechanism_of"]
@@ -36,6 +39,7 @@ class Mechanism:
         steps: Steps of a round.
         rounds: Rounds of the run.
         sampler: What draws the batches: ``poisson``, ``shuffled`` or ``full``.
+        band: Over how many steps noise is correlated, at most; 0 where each has fresh noise.
     """
 
     noise_multiplier: float
@@ -43,6 +47,7 @@ class Mechanism:
     steps: int
     rounds: int
     sampler: Literal["poisson", "shuffled", "full"]
+    band: int = 0
 
     @property
     def steps_a_pass(self) -> int:
@@ -58,6 +63,10 @@ class Mechanism:
     def event(self) -> Event:
         """Return what is charged for a round."""
         noise, rate, steps = self.noise_multiplier, self.rate, self.steps
+        if self.band:
+            planned = steps * self.rounds
+            band = min(self.band, planned)
+            return CorrelatedGaussian(noise, rate, steps, 0, planned, self.steps_a_pass, band)
         if self.sampler == "poisson":
             return SampledGaussian(noise, rate, steps)
         return OrderedGaussian(noise, rate, steps, self.passes, self.sampler)
@@ -81,26 +90,34 @@ def mechanism_of(claims: Claims) -> Mechanism:
     Args:
         claims: The run's.
     """
-    events = [event for site in claims.sites for event in site.charged or ()]
-    if events:
-        least = min(events, key=lambda event: event.noise_multiplier)
+    # One without steps was a round that had been charged before.
+    charged = [event for site in claims.sites for event in site.charged or () if event.steps]
+    if charged:
+        least = min(charged, key=lambda event: event.noise_multiplier)
         return Mechanism(
             least.noise_multiplier,
             least.sampling_rate,
             least.steps,
             claims.agreement.rounds,
             claims.record.sampler,
+            least.band if isinstance(least, CorrelatedGaussian) else 0,
         )
     agreement, record = claims.agreement, claims.record
     training, rounds = agreement.task.training, agreement.rounds
     if record.is_shared:
         rate = record.sampling_rate or 1.0
         return Mechanism(agreement.noise_multiplier, rate, 1, rounds, record.sampler)
-    sampler = sampler_of(record.sampler, _ROWS, training.batch_size)
+    sampler: Sampler = sampler_of(record.sampler, _ROWS, training.batch_size)
+    if record.is_correlated:
+        sampler = fixed_order(
+            _ROWS, training.batch_size, training.epochs, training.steps, rounds,
+            size=build_kit(agreement.task, agreement.seed).noised_size, band=record.band,
+        )  # fmt: skip
     steps = steps_of(training, _ROWS, sampler)
     run = sampler.event(1.0, steps).times(rounds)
     noise = noise_multiplier_for(record.epsilon, record.delta, run)
-    return Mechanism(noise, sampler.rate, steps, rounds, record.sampler)
+    band = sampler.band if isinstance(sampler, FixedOrder) else 0
+    return Mechanism(noise, sampler.rate, steps, rounds, record.sampler, band)
 
 
 def composed(mechanism: Mechanism, delta: float) -> float:
@@ -120,6 +137,9 @@ def composed(mechanism: Mechanism, delta: float) -> float:
     accountant = pld.PLDAccountant(value_discretization_interval=grid)
     event = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
     times = mechanism.steps
+    if mechanism.band:  # all steps of all rounds are one
+        accountant.compose(event)
+        return float(accountant.get_epsilon(delta))
     if mechanism.sampler != "poisson":  # an order: no sampling counts
         times = mechanism.passes
     elif mechanism.rate < 1.0:

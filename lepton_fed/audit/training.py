@@ -27,6 +27,8 @@ from lepton_fed.data.dataset import Dataset
 from lepton_fed.errors import Problem, RunError
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.shared import shared_noise
+from lepton_fed.privacy.factorisation.mechanism import BandedMechanism, FixedOrder
+from lepton_fed.privacy.factorisation.toeplitz import square_root
 from lepton_fed.strategies.base import DELTA, PlainSite
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import LocalRows, Moment, PrivateTraining, train
@@ -47,13 +49,15 @@ class Watched:
         included: ``[canaries]``: which canaries were among the rows.
         noised: ``[steps, canaries]``: what each step gave each canary's weight, over the clipping
             norm: the noise, and 1 where the canary was in the step.
-        silent: The same of a training without noise.
+        silent: As ``noised``, of a training without noise.
         mechanism: What was to be done.
         noise: Standard deviation that the noise is to have, over the clipping norm.
         claimed: Epsilon the site says its records have spent.
         delta: Delta of that epsilon.
         shares: ``[sites, steps]``: root mean square, over the clipping norm, of what each site's
             share gave canaries that are in no site's data; ``[0, 0]`` where sites share no noise.
+        undone: ``[steps, canaries]``: of noise that is correlated over steps, ``noised`` with the
+            correlation undone; of a canary that was not in the data that is fresh noise.
     """
 
     included: npt.NDArray[np.bool_]
@@ -64,6 +68,12 @@ class Watched:
     claimed: float
     delta: float
     shares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    undone: npt.NDArray[np.float64] | None = None
+
+    @property
+    def fresh(self) -> npt.NDArray[np.float64]:
+        """Return what has noise of its own in each step, of the configured noise multiplier."""
+        return self.noised if self.undone is None else self.undone
 
 
 def rehearse(
@@ -103,7 +113,7 @@ def rehearse(
     task = replace(kit.task, training=training, augmentation=[])
     audited = canaried_kit(kit, task, canaries)
     record = replace(
-        run.privacy.record, sampler=mechanism.sampler,
+        run.privacy.record, sampler=mechanism.sampler, band=mechanism.band or None,
         delta=min(run.privacy.record.delta, _LARGEST_DELTA / rows),
     )  # fmt: skip
     # A little more, so that rounding does not let the plan take more noise than the run had.
@@ -133,7 +143,12 @@ def rehearse(
         )  # fmt: skip
     noised = _of_canaries(watch.steps, batch, record.clip)
     noise = mechanism.noise_multiplier
-    return Watched(included, noised, silent, mechanism, noise, claimed, record.delta)
+    undone = None
+    if isinstance(order := plan_noise(audited, record, rows, agreement.rounds).sampler, FixedOrder):
+        undone = _whitened(noised, order.mechanism)
+    return Watched(
+        included, noised, silent, mechanism, noise, claimed, record.delta, undone=undone
+    )  # fmt: skip
 
 
 def _sizes(rate: float, canaries: int) -> tuple[int, int]:
@@ -190,6 +205,17 @@ def _silent(kit: TaskKit, agreement: Agreement, data: Dataset) -> Sequence[npt.N
         ),
     )
     return watch.steps
+
+
+def _whitened(
+    noised: npt.NDArray[np.float64], mechanism: BandedMechanism
+) -> npt.NDArray[np.float64]:
+    """Return ``C`` times what steps gave, over the sensitivity: of noise, fresh noise."""
+    coefficients = square_root(mechanism.band)
+    fresh = np.zeros_like(noised)
+    for back, coefficient in enumerate(coefficients):
+        fresh[back:] += coefficient * noised[: len(noised) - back]
+    return fresh / mechanism.sensitivity
 
 
 def _of_canaries(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lepton_fed.audit.claims import claims_of_run, claims_of_site, require_auditable
+from lepton_fed.audit.claims import claims_of_run, claims_of_site
 from lepton_fed.audit.mechanism import Mechanism, mechanism_of
 from lepton_fed.audit.report import AuditReport, Check, read_report, write_report
 from lepton_fed.audit.run import audit
@@ -30,7 +30,7 @@ from lepton_fed.core.digests import canonical_json
 from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.core.task import Task
 from lepton_fed.errors import Refused, RunError
-from lepton_fed.privacy.dp.accounting import SampledGaussian
+from lepton_fed.privacy.dp.accounting import CorrelatedGaussian, SampledGaussian, epsilon_of
 from lepton_fed.privacy.dp.shared import honest_of
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.privacy.ledger.book import RunName
@@ -186,10 +186,21 @@ def test_a_site_of_a_run_with_shared_noise_says_how_many_shares_are_counted_on(
     assert mechanism_of(claims) == Mechanism(1.5, 0.1, 1, 3, "poisson")
 
 
-def test_correlated_noise_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_correlated_noise_is_audited_as_what_was_charged(run: RunFolder, tmp_path: Path) -> None:
     conf, _ = site_of(tmp_path, mechanism="dp_ftrl", sampler="full")
-    with pytest.raises(RunError, match="LF5234"):
-        require_auditable(claims_of_site("last", conf))
+    claims = claims_of_site("last", conf)
+    task = claims_of_run(run).agreement.task
+    claims = replace(claims, agreement=replace(claims.agreement, task=task))
+    first = CorrelatedGaussian(1.5, 0.25, 6, 0, 18, 4, 8)
+    again = replace(first, first=6, steps=0)
+    site = replace(claims.sites[0], charged=(again, first))
+    mechanism = mechanism_of(replace(claims, sites=(site,)))
+    assert mechanism == Mechanism(1.5, 0.25, 6, 3, "full", 8)
+    assert mechanism.event == first
+    assert mechanism.event.times(3).end == 18
+    unknown = mechanism_of(replace(claims, sites=(replace(site, charged=None),)))
+    assert unknown.band > 1
+    assert epsilon_of([unknown.event.times(3)], claims.record.delta) <= claims.record.epsilon
 
 
 def test_a_report_reads_back_and_a_broken_one_is_named(tmp_path: Path) -> None:

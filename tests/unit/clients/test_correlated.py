@@ -168,6 +168,16 @@ def test_the_charges_are_one_gaussian_and_the_reservation_is_the_whole(restart, 
     assert refusal(site.answer(wanted(ROUNDS + 1))).code == "LF4503"
 
 
+@pytest.mark.parametrize("band", [1, 2, 100])
+def test_any_band_goes_on_after_a_restart(restart, tmp_path, band):
+    privacy = Privacy(replace(RECORD, band=band))
+    for number in range(1, ROUNDS + 1):
+        assert trained(restart(privacy=privacy).answer(wanted(number, privacy=privacy))).any()
+    found = charges(tmp_path)
+    assert 2.99 < epsilon_of(found, 1e-5) <= 3.0
+    assert found[-1].band <= band
+
+
 def test_rounds_without_the_site_are_free_again(restart, tmp_path):
     site = restart(budget=Budget(epsilon=4.0))
     site.answer(wanted(2))
@@ -306,6 +316,27 @@ def test_without_the_noise_of_before_no_round_is_trained_any_more(restart, tmp_p
         assert refusal(site.answer(wanted(number))).code == "LF3350"
     assert len(charges(tmp_path)) == 2
     assert site.epsilon < 3.0
+
+
+def test_noise_that_is_not_as_it_was_kept_is_refused(restart, tmp_path):
+    restart().answer(wanted(1))
+    answers = Answers(tmp_path / "answers", offered().digest)
+    kept = answers.kept()
+    answers.keep(replace(kept, noise=replace(kept.noise, past=kept.noise.past[:-1])))
+    assert refusal(restart().answer(wanted(2))).code == "LF3350"
+    answers.keep(replace(kept, noise=None))
+    assert refusal(restart().answer(wanted(2))).code == "LF3350"
+    answers.keep(kept)
+    assert restart().answer(wanted(2)).refusal is None
+
+
+def test_more_charges_than_the_noise_on_disk_is_for_are_refused(restart, tmp_path):
+    site = restart()
+    site.answer(wanted(1))
+    (first,) = charges(tmp_path)
+    ahead = replace(first, first=first.end, steps=4 * STEPS)
+    site._ledger.charge(ahead, site._run, 2, "another state of this site")
+    assert refusal(site.answer(wanted(3))).code == "LF3350"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ def test_privacy_is_described_by_the_noise_it_takes(load, private):
     record = ("privacy.record.sampler=full", "privacy.record.randomness=insecure_seeded")
     details, _, _ = found(load(*private, *record))
     assert "full order without amplification; INSECURE" in details["privacy"]
+    details, _, _ = found(load(*private, record[0], "privacy.record.mechanism=dp_ftrl"))
+    assert details["privacy"].endswith(", correlated over steps, full order")
 
 
 def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(load):
