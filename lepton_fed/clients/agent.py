@@ -278,7 +278,7 @@ class Agent:
             ask,
             about,
             terms(record.sampler, record.delta),
-            client.terms if client else "",
+            client.notes if client else {},
         )
         return self._receipts.write(receipt) is not None
 

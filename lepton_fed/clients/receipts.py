@@ -99,7 +99,11 @@ class Receipt:
 
 
 def receipt_of(
-    reply: Reply, ask: Ask, about: Mapping[str, str], terms: str = "", client: str = ""
+    reply: Reply,
+    ask: Ask,
+    about: Mapping[str, str],
+    terms: str = "",
+    client: Mapping[str, str] | None = None,
 ) -> Receipt:
     """Return the receipt of a reply.
 
@@ -109,7 +113,7 @@ def receipt_of(
         about: The fields that do not follow from them: time, site, coordinator, address, run,
             task, policy.
         terms: What the run's epsilon depends on, in words; empty without record-level DP.
-        client: What client-level DP protects of the update, in words; empty without.
+        client: What client-level DP protects of the update, by name; None without.
 
     Returns:
         The receipt, without the hash of the one before; :meth:`Receipts.write` adds that.
@@ -120,8 +124,7 @@ def receipt_of(
         for name, vector in reply.update.vectors.items():
             vectors[name] = _record(vector, reply.update.norms.get(name))
         numbers["weight"] = _exact(reply.update.weight)
-        if client:
-            numbers["client-level DP"] = client
+        numbers |= client or {}
     if reply.counts is not None:
         numbers["evaluation"] = f"{len(reply.counts)} counts on held-out rows"
     if reply.epsilon is not None:
