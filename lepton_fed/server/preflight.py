@@ -15,8 +15,10 @@ from lepton_fed.identity.roster import read_roster
 from lepton_fed.identity.server_certificate import load_server_certificate
 from lepton_fed.identity.signature import fingerprint
 from lepton_fed.privacy.client import ClientNoise, client_noise, with_client_noise
+from lepton_fed.privacy.masked_plan import Shape, masked_layout
 from lepton_fed.runs.checks import Checklist
 from lepton_fed.server.intake import require_sites
+from lepton_fed.strategies.base import DELTA
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.kit import TaskKit, build_kit
 
@@ -137,15 +139,20 @@ def describe_client_noise(conf: ServerConf | SimulationConf, kit: TaskKit, sites
         sites: Number of sites.
 
     Raises:
-        TaskError: It does not go with the rest, or no amount of noise reaches the target.
+        TaskError: It does not go with the rest, no amount of noise reaches the target, or the ring
+            is too coarse.
     """
     cohort, size = conf.rounds.cohort_size(sites), kit.layout.size
     offer = Agreement(
         "check", conf.task, conf.strategy, conf.rounds.count, conf.seed, conf.privacy, cohort
     )
-    noise = client_noise(with_client_noise(offer, size), size)
+    agreement = with_client_noise(offer, size)
+    noise = client_noise(agreement, size)
     if noise is None:
         return "off"
+    if noise.masked:  # a run with counts or other vectors is looked at when it starts
+        shape = Shape(kit.layout.digest, (DELTA,), size, 0)
+        masked_layout(agreement, shape, train=True, evaluate=False)
     return (
         f"epsilon {noise.epsilon:.3g} for all rounds; noise multiplier "
         f"{noise.noise_multiplier:.3g}, {noise.mean_deviation(cohort):.2g} on each coordinate of a "
