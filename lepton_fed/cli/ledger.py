@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,9 @@ import typer
 from lepton_fed.cli.screen import AsJson, Overrides, guarded, print_json, print_table, stdout
 
 if TYPE_CHECKING:
+    from lepton_fed.clients.whole_part import WholePart
     from lepton_fed.config.load import Loaded
+    from lepton_fed.config.schema import ClientConf
     from lepton_fed.privacy.ledger.export import Statement
 
 app = typer.Typer(
@@ -33,13 +36,14 @@ def show(overrides: Overrides = None, conf: Conf = _CONF, as_json: AsJson = Fals
         from lepton_fed.clients.own_ledger import open_ledger, uncounted_runs
         from lepton_fed.privacy.ledger.export import statement_of
 
+        part = _whole_part(loaded.conf)
         budget = loaded.conf.budget
         ledger = open_ledger(loaded.conf)
         said = statement_of(ledger.book, budget.delta)
         uncounted = uncounted_runs(loaded.conf)
         if as_json:
             about = {"dataset": budget.dataset, "budget": budget.epsilon, "left": ledger.left}
-            print_json({**about, "uncounted": uncounted, "statement": said})
+            print_json({**about, "uncounted": uncounted, "statement": said, "client": part})
             return
         _print(said)
         stdout().print(
@@ -49,6 +53,7 @@ def show(overrides: Overrides = None, conf: Conf = _CONF, as_json: AsJson = Fals
         )
         if uncounted:
             _print_uncounted(uncounted)
+        _print_whole(part)
 
 
 @app.command("verify")
@@ -236,10 +241,68 @@ def _print_uncounted(runs: list[str]) -> None:
     more = f" and {len(runs) - _MOST_UNCOUNTED} more" if len(runs) > _MOST_UNCOUNTED else ""
     names = ", ".join(legible(run, _LONGEST) for run in runs[:_MOST_UNCOUNTED])
     stdout().print(
-        f"not counted: {names}{more} trained without record-level DP, and nothing bounds what that "
+        f"not counted: {names}{more} trained without DP, and nothing bounds what that "
         "tells of a record; `lepton-fed receipts` lists what left",
         markup=False,
     )
+
+
+def _whole_part(conf: ClientConf) -> WholePart:
+    """Return what a site's receipts say of its whole part in its runs."""
+    from lepton_fed.clients.receipts import Receipts
+    from lepton_fed.clients.whole_part import whole_part
+    from lepton_fed.errors import Problem, Refused
+
+    folder = Path(conf.state) / "receipts"
+    try:
+        return whole_part(reversed(list(Receipts(folder).newest_first())))
+    except ValueError as error:
+        raise Refused(
+            Problem("LF4641", f"a receipt tells of no client-level DP as sites write it: {error}",
+                    where=str(folder), remedy="compare with a backup")
+        ) from None  # fmt: skip
+
+
+def _print_whole(part: WholePart) -> None:
+    """Print what the site's whole part has cost; nothing where no run protects it."""
+    from lepton_fed.core.exchange import legible
+
+    if part.uncovered == len(part.runs):
+        return
+    rows = [
+        [
+            legible(each.run, _LONGEST),
+            str(each.rounds),
+            "none" if each.epsilon is None else f"{_up(each.epsilon):.4g}",
+            "" if each.delta is None else f"{each.delta:g}",
+            legible(each.against, _LONGEST),
+        ]
+        for each in part.runs
+    ]
+    print_table(
+        "client-level DP, by the receipts that are here",
+        ["run", "rounds", "epsilon", "delta", "holds against"],
+        rows,
+        words=1,
+    )
+    covered = len(part.runs) - part.uncovered
+    stdout().print(
+        f"this site's whole part: epsilon {_up(part.epsilon):.4g} at delta {part.delta:g}, the sum "
+        f"of {covered} runs with client-level DP; it holds against those whom each of them holds "
+        "against",
+        markup=False,
+    )
+    if part.uncovered:
+        stdout().print(
+            f"{part.uncovered} runs without it are not in the sum: nothing bounds what their "
+            "updates tell of the whole site",
+            markup=False,
+        )
+
+
+def _up(epsilon: float) -> float:
+    """Return an epsilon with three decimals, rounded up."""
+    return math.ceil(1000 * epsilon) / 1000
 
 
 def _spent(said: Statement, dataset: str) -> float:

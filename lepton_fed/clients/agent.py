@@ -278,7 +278,7 @@ class Agent:
             ask,
             about,
             terms(record.sampler, record.delta, record.mechanism),
-            client.terms if client else "",
+            client.notes if client else {},
             noised=agreement.privacy.is_noised,
         )
         return self._receipts.write(receipt) is not None

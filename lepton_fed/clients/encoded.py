@@ -111,7 +111,7 @@ class Encoder:
         try:
             noise = self._share_of_noise(layout, notes) if ask.train else None
             if reply.update is not None and client:
-                notes["client-level DP"] = client.terms
+                notes |= client.notes
                 for name, vector in reply.update.vectors.items():
                     # Only here is it known: what comes from training is clipped already.
                     joint = client.vector(vector, over=norms[name] > client.clip)

@@ -20,6 +20,7 @@ from lepton_fed.data.source_rows import source_rows
 from lepton_fed.errors import Problem, Refused
 from lepton_fed.identity.keys import load_private_key
 from lepton_fed.identity.signature import PrivateKey, PublicKey, check_payload, sign_payload
+from lepton_fed.privacy.client import CLAIM_EPSILON
 from lepton_fed.privacy.ledger.chain import Chain, Head
 from lepton_fed.privacy.ledger.ledger import Ledger
 from lepton_fed.privacy.ledger.rows import KnownRows
@@ -160,9 +161,9 @@ def head_in(receipts: Receipts) -> Head | None:
 
 
 def uncounted_runs(conf: ClientConf) -> list[str]:
-    """Return the runs that the site sent something to and no ledger counts, by name.
+    """Return the runs that the site sent something to and nothing counts, by name.
 
-    They are those without record-level DP: nothing bounds what they tell of a record.
+    They had no DP, of records or of the whole site: nothing bounds what they tell of a record.
 
     Args:
         conf: The site's conf.
@@ -171,8 +172,9 @@ def uncounted_runs(conf: ClientConf) -> list[str]:
         Refused: LF4641, a receipt is malformed.
         RunError: One cannot be read.
     """
-    receipts = Receipts(Path(conf.state) / "receipts").newest_first()
-    return sorted({each.run for each in receipts if each.vectors and not each.ledger})
+    left = [each for each in Receipts(Path(conf.state) / "receipts").newest_first() if each.vectors]
+    counted = {each.run for each in left if each.ledger or CLAIM_EPSILON in each.numbers}
+    return sorted({each.run for each in left} - counted)
 
 
 def check_receipts(conf: ClientConf, ledger: Ledger) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def receipt_of(
     ask: Ask,
     about: Mapping[str, str],
     terms: str = "",
-    client: str = "",
+    client: Mapping[str, str] | None = None,
     *,
     noised: bool = False,
 ) -> Receipt:
@@ -115,7 +115,7 @@ def receipt_of(
         about: The fields that do not follow from them: time, site, coordinator, address, run,
             task, policy.
         terms: What the run's epsilon depends on, in words; empty without record-level DP.
-        client: What client-level DP protects of the update, in words; empty without.
+        client: What client-level DP protects of the update, by name; None without.
         noised: Whether the run has an epsilon, which then does not cover some of the numbers.
 
     Returns:
@@ -128,8 +128,7 @@ def receipt_of(
         for name, vector in reply.update.vectors.items():
             vectors[name] = _record(vector, reply.update.norms.get(name))
         numbers["weight"] = _exact(reply.update.weight)
-        if client:
-            numbers["client-level DP"] = client
+        numbers |= client or {}
     if reply.counts is not None:
         numbers["evaluation"] = f"{len(reply.counts)} counts on held-out rows"
         outside.append("evaluation")

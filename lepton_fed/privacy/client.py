@@ -52,6 +52,9 @@ from lepton_fed.privacy.distributed.shares import NoisySum
 from lepton_fed.privacy.secagg.member import Rules
 
 __all__ = [
+    "CLAIM_AGAINST",
+    "CLAIM_DELTA",
+    "CLAIM_EPSILON",
     "ClientNoise",
     "client_noise",
     "honest_sites",
@@ -59,6 +62,11 @@ __all__ = [
     "noise_of_round",
     "with_client_noise",
 ]
+
+CLAIM_EPSILON = "client-level epsilon"
+CLAIM_DELTA = "client-level delta"
+CLAIM_AGAINST = "client-level DP holds against"
+"""What a receipt says of a run's client-level DP, beside the sentence; by name."""
 
 _SLACK = 1e-6  # of epsilon: another machine's arithmetic may differ in the last digits
 _LEAST_NOISE, _LARGEST_NOISE = 0.01, 1e6
@@ -141,13 +149,22 @@ class ClientNoise:
         )
 
     @property
+    def notes(self) -> dict[str, str]:
+        """Return what a receipt of an update says of it, by name."""
+        return {
+            "client-level DP": self.terms,
+            CLAIM_EPSILON: repr(float(self.epsilon)),
+            CLAIM_DELTA: repr(float(self.delta)),
+            CLAIM_AGAINST: self.against,
+        }
+
+    @property
     def terms(self) -> str:
-        """Return in words what is protected, at which price, and from whom; for receipts."""
+        """Return in words what is protected, and at which price."""
         return (
             f"this site's whole part in the run: epsilon {self.epsilon:.4g} at delta "
             f"{self.delta:g} for all rounds, {self.adjacency}, noise multiplier "
-            f"{self.noise_multiplier:.4g} on updates of norm {self.clip:g}{self._followed}; holds "
-            f"against {self.against}"
+            f"{self.noise_multiplier:.4g} on updates of norm {self.clip:g}{self._followed}"
         )
 
     @property

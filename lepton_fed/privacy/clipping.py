@@ -52,8 +52,8 @@ def joint_norm(clip: float) -> float:
 def unit(clip: float) -> float:
     """Return what an update adds to the count whose norm is above ``clip``.
 
-    It is a small multiple of a power of two, at most :data:`UNIT_STEPS` times smaller than
-    ``clip``: the same number in float32, and on the grid of a ring.
+    It is a small multiple of a power of two that is no smaller than ``clip / UNIT_STEPS``: the same
+    number in float32, and on a grid of a ring that is as fine.
     """
     step = math.ldexp(1.0, math.frexp(clip)[1] - _UNIT_BITS)
     return math.floor(_RATIO * clip / step) * step

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lepton_fed.clients.receipts import Receipts
+from lepton_fed.clients.whole_part import whole_part
 from tests.e2e.federation import SITES, Deployment, deployed
 
 SHARED = (
@@ -59,3 +60,13 @@ def test_the_receipt_of_each_masked_vector_says_it_too(federation: Deployment) -
     (run,) = federation.root.glob("runs/*")
     client = json.loads((run / "summary.json").read_text())["client"]
     assert (client["quantile"], client["last_clip"]) == (0.5, closed[1])
+
+
+def test_each_site_can_add_up_what_its_runs_cost_it(federation: Deployment) -> None:
+    (planned,) = [e for e in federation.events() if e["event"] == "client_dp.planned"]
+    for site in SITES:
+        found = whole_part(Receipts(federation.root / "state" / site / "receipts").read())
+        (run,) = found.runs
+        assert (run.rounds, run.epsilon, run.delta) == (2, planned["epsilon"], planned["delta"])
+        assert run.against == planned["against"]
+        assert (found.epsilon, found.uncovered) == (run.epsilon, 0)

@@ -19,6 +19,7 @@ from lepton_fed.config.schema import ClientConf
 from lepton_fed.core.exchange import Ask, Reply, Update
 from lepton_fed.errors import Problem
 from lepton_fed.identity.keys import generate_key
+from lepton_fed.privacy.client import CLAIM_AGAINST, CLAIM_DELTA, CLAIM_EPSILON
 from lepton_fed.privacy.dp.accounting import SampledGaussian
 from lepton_fed.privacy.ledger.book import RunName
 
@@ -103,9 +104,54 @@ def test_runs_that_no_ledger_counts_are_named(conf, kept):
         receipt = receipt_of(reply, ask, {**ABOUT, "run": name})
         receipts.write(replace(receipt, ledger="1 a b" if name == "one" else ""))
     said = run().stdout
-    assert "not counted: bare trained without record-level DP" in said.replace("\n", " ")
+    assert "not counted: bare trained without DP" in said.replace("\n", " ")
     assert "refused" not in said
     assert json.loads(run("--json").stdout)["uncounted"] == ["bare"]
+
+
+def update_of(name, claims):
+    """Write the receipt of an update that left in a run."""
+    reply = Reply("north", Update("l", {"delta": np.ones(2, np.float32)}, 1.0))
+    about = {**ABOUT, "run": name}
+    ask = Ask(name[0] * 64, "l", 1, True, False, {})
+    Receipts(Path("state/receipts")).write(receipt_of(reply, ask, about, client=claims))
+
+
+def claims(epsilon, against):
+    return {CLAIM_EPSILON: repr(epsilon), CLAIM_DELTA: "1e-05", CLAIM_AGAINST: against}
+
+
+def test_what_runs_cost_a_whole_site_is_listed_with_whom_it_holds_against(kept):
+    update_of("one", claims(3.25061, "everybody"))
+    update_of("two", claims(4.5, "[red]others\x1b[2J"))
+    result = run()
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stdout
+    said = " ".join(result.stdout.split())
+    for part in ("3.251 1e-05 everybody", "4.5 1e-05 [red]others?[2J"):
+        assert part in said
+    assert "this site's whole part: epsilon 7.751 at delta 2e-05, the sum of 2 runs" in said
+    assert "it holds against those whom each of them holds against" in said
+    assert "without it" not in said
+    update_of("bare", {})
+    said = " ".join(run().stdout.split())
+    assert "epsilon 7.751" in said
+    assert "1 runs without it are not in the sum: nothing bounds" in said
+    found = json.loads(run("--json").stdout)["client"]
+    assert [each["epsilon"] for each in found["runs"]] == [3.25061, 4.5, None]
+    assert (found["uncovered"], found["epsilon"]) == (1, 7.75061)
+
+
+def test_where_no_run_protects_a_whole_site_nothing_is_said_of_it(kept):
+    update_of("bare", {})
+    assert "whole part" not in run().stdout
+
+
+def test_a_receipt_that_tells_of_no_epsilon_is_named(kept):
+    update_of("one", {CLAIM_EPSILON: "much"})
+    result = run()
+    assert result.exit_code == 4
+    assert "[LF4641]" in result.stderr
 
 
 def test_a_changed_ledger_is_one_screen_and_exit_code_4(kept):

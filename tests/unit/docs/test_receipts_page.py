@@ -13,10 +13,12 @@ import pytest
 
 from lepton_fed.clients.receipts import Receipt, Receipts, VectorRecord, receipt_of
 from lepton_fed.core.exchange import Ask, Reply, Update
+from lepton_fed.privacy.client import CLAIM_AGAINST, CLAIM_DELTA, CLAIM_EPSILON
 
 TEXT = (Path(__file__).parents[3] / "docs" / "reference" / "receipts.md").read_text()
 NAMES = ("time", "site", "coordinator", "address", "task", "policy")
 ABOUT = {"run": "20261120T235945Z-digits-24fe", **dict.fromkeys(NAMES, "x")}
+CLIENT = ("client-level DP", CLAIM_EPSILON, CLAIM_DELTA, CLAIM_AGAINST)
 REPLY = Reply(
     "north",
     Update("l", {"delta": np.ones(2, np.float32)}, 1.0),
@@ -29,7 +31,7 @@ REPLY = Reply(
 
 def written(number: int) -> Receipt:
     ask = Ask("a" * 64, "l", number, True, True, {})
-    return receipt_of(REPLY, ask, ABOUT, "delta", "this site's whole part", noised=True)
+    return receipt_of(REPLY, ask, ABOUT, "delta", dict.fromkeys(CLIENT, "x"), noised=True)
 
 
 @pytest.fixture

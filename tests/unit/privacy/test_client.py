@@ -382,7 +382,10 @@ def test_whom_it_holds_against_is_said():
     assert "not against the coordinator, which reads single updates" in plain.against
     for noise in (shared, central, plain):
         assert "zero-out-one-site" in noise.terms
-        assert noise.against in noise.terms
+        assert noise.notes["client-level DP"] == noise.terms
+        assert noise.notes["client-level DP holds against"] == noise.against
+        assert float(noise.notes["client-level epsilon"]) == noise.epsilon
+        assert float(noise.notes["client-level delta"]) == noise.delta
     with pytest.raises(ValueError, match="share no noise"):
         central.noisy_sum(1)
 

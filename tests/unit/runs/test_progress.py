@@ -128,6 +128,23 @@ def test_a_round_below_its_quorum_is_said() -> None:
     assert "round 3: 1 usable updates, quorum 2; the model stays as it was" in stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("quantile", "text"),
+    [
+        (None, "a mean of 9 updates clipped to 0.5"),
+        (0.8, "updates clipped to 0.5 at first, and then to the 0.8 quantile of their norms"),
+    ],
+)
+def test_what_client_level_dp_takes_is_said(quantile: float | None, text: str) -> None:
+    console, stream = terminal()
+    planned = {"epsilon": 8.0, "mean_deviation": 0.1, "cohort": 9, "clip": 0.5}
+    with ProgressView(console) as view:
+        view(event("client_dp.planned", **planned, quantile=quantile))
+    said = " ".join(stream.getvalue().split())
+    assert text in said
+    assert ("quantile" in said) is (quantile is not None)
+
+
 def test_a_changed_roster_is_said() -> None:
     console, stream = terminal()
     with ProgressView(console) as view:

@@ -53,6 +53,9 @@ def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(loa
     masked = ("privacy.client.enabled=true", "privacy.secure_aggregation.enabled=true")
     details, _, _ = found(load(*masked, "privacy.secure_aggregation.bits=20"))
     assert "while 2 sites of a sum add their share" in details["client-level DP"]
+    coarse = (*masked, "privacy.client.noise=coordinator", "privacy.secure_aggregation.bits=16")
+    _, codes, _ = found(load(*coarse, "privacy.client.quantile=0.5"))
+    assert codes == {"aggregation": "LF3401"}
     _, codes, _ = found(load(*masked, "privacy.client.epsilon=1e-9"))
     assert codes == {"client-level DP": "LF3321"}
 
