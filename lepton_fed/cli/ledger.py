@@ -319,7 +319,7 @@ def _print(said: Statement) -> None:
         [
             legible(each.run, _LONGEST),
             each.dataset,
-            ", ".join(each.mechanisms),
+            ", ".join((*each.mechanisms, *each.samplers)),
             str(each.charges),
             f"{each.epsilon:.4g}",
             str(each.reserved),
@@ -327,7 +327,8 @@ def _print(said: Statement) -> None:
         for each in said.runs
     ]
     print_table(
-        f"{said.entries} entries, epsilon at delta {said.delta:g}",
+        f"{said.entries} entries; epsilon at delta {said.delta:g}, {said.adjacency}, PLD at grid "
+        f"{said.grid:g} or finer",
         ["run", "data set", "mechanism", "rounds charged", "epsilon", "rounds reserved"],
         rows,
         words=3,

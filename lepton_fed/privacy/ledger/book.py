@@ -74,6 +74,12 @@ class RunAccount:
         return sorted({event.mechanism for event in events})
 
     @property
+    def samplers(self) -> list[str]:
+        """Return the samplers that were charged or are reserved, by name."""
+        events = [*self.charged, *([self.event] if self.event else [])]
+        return sorted({event.sampler for event in events})
+
+    @property
     def charged(self) -> list[Event]:
         """Return what was charged."""
         return [event for _, event in self.charges]

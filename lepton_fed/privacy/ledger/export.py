@@ -34,6 +34,7 @@ class RunSpend:
         run: Name of the run.
         agreement: Digest of what was agreed to.
         mechanisms: What added its noise: ``dp_sgd`` or ``dp_ftrl``.
+        samplers: What drew its records.
         charges: How often a round was charged.
         epsilon: What they cost by themselves.
         reserved: Rounds that are reserved still.
@@ -43,6 +44,7 @@ class RunSpend:
     run: str
     agreement: str
     mechanisms: list[str]
+    samplers: list[str]
     charges: int
     epsilon: float
     reserved: int
@@ -110,6 +112,7 @@ def statement_of(book: Book, delta: float) -> Statement:
             account.name.run,
             account.name.agreement,
             account.mechanisms,
+            account.samplers,
             len(account.charges),
             epsilon_of(account.charged, delta),
             account.remaining,

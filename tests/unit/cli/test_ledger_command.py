@@ -80,7 +80,7 @@ def test_what_was_spent_is_listed_by_run(kept):
     assert "\x1b" not in result.stdout
     lines = [line.split() for line in result.stdout.splitlines()]
     one, two = next(x for x in lines if x[:1] == ["one"]), next(x for x in lines if "two" in str(x))
-    assert one[1:4] == ["wards", "dp_sgd", "2"]
+    assert one[1:5] == ["wards", "dp_sgd,", "poisson", "2"]
     assert (one[-1], two[-1]) == ("0", "2")
     assert f"{kept.spent:.4g} of epsilon 8 at delta 1e-05 is spent" in result.stdout
     assert f"{kept.left:.4g} is neither spent nor reserved" in result.stdout
