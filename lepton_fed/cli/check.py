@@ -50,7 +50,8 @@ def check(
         else:
             rows = [[item.name, "FAILED" if item.problems else "ok", item.detail] for item in found]
             print_table(f"check {conf}", ["check", "", "found"], rows, words=3)
-            wrong = [problem for item in found for problem in item.problems]
+            # One thing that is wrong may fail several checks; it is said once.
+            wrong = list(dict.fromkeys(problem for item in found for problem in item.problems))
             if wrong:
                 show_problems(wrong)
         raise typer.Exit(checks.exit_code)

@@ -173,8 +173,9 @@ def uncounted_runs(conf: ClientConf) -> list[str]:
         RunError: One cannot be read.
     """
     left = [each for each in Receipts(Path(conf.state) / "receipts").newest_first() if each.vectors]
-    counted = {each.run for each in left if each.ledger or CLAIM_EPSILON in each.numbers}
-    return sorted({each.run for each in left} - counted)
+    # Of one name there may be several runs: the coordinator gives the names.
+    counted = {each.agreement for each in left if each.ledger or CLAIM_EPSILON in each.numbers}
+    return sorted({each.run for each in left if each.agreement not in counted})
 
 
 def check_receipts(conf: ClientConf, ledger: Ledger) -> tuple[int, int]:

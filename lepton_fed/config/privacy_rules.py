@@ -117,6 +117,12 @@ def shared_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Probl
             "privacy.record.sampler",
             "set it to poisson",
         )
+    if task.aggregation.weight_bound != 1:
+        yield _problem(
+            "what a site sends would be scaled by its weight, and its share of the noise would not",
+            "task.aggregation.weight_bound",
+            "set it to 1",
+        )
     if cohort and record.honest > cohort:
         yield _problem(
             "more sites are counted on than a round has",
@@ -161,6 +167,12 @@ def client_problems(task: Task, privacy: Privacy, cohort: int) -> Iterator[Probl
             "a site of a large weight would have to be covered by more noise",
             "task.aggregation.weight",
             "set it to equal",
+        )
+    elif task.aggregation.weight_bound != 1:
+        yield _client_problem(
+            "updates would be scaled by their weight, and the norm they are clipped to would not",
+            "task.aggregation.weight_bound",
+            "set it to 1",
         )
     if not LEAST_CLIP <= client.clip <= task.aggregation.norm_bound:
         yield _client_problem(

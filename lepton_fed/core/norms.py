@@ -49,5 +49,11 @@ def clipped(vector: npt.NDArray[Float], bound: float) -> tuple[npt.NDArray[Float
     # that is scaled, too: with a step at the bound, a record could move more than it is clipped to.
     inner = bound * (1 - 1e-6)
     if norm > inner:
-        vector = vector * vector.dtype.type(inner / norm)
+        kind = vector.dtype.type
+        factor = inner / norm
+        if factor >= np.finfo(vector.dtype).tiny:
+            return vector * kind(factor), norm
+        # No normal number of that type, which would round it to one much larger, or to none.
+        root = kind(math.sqrt(factor))
+        vector = vector * root * root
     return vector, norm

@@ -227,12 +227,13 @@ class ClientNoise:
         return clipping.counted(update, self.clip, over=over)
 
     def read(
-        self, mean: npt.NDArray[np.float64], step: float = 0.0
+        self, mean: npt.NDArray[np.float64], sites: int, step: float = 0.0
     ) -> tuple[npt.NDArray[np.float64], float]:
         """Return the mean update, and the norm of the next round; both may be shown.
 
         Args:
             mean: ``[coordinates]`` float64, noised.
+            sites: How many are in it.
             step: Distance of two neighbours of the grid, where that is not made for the norm.
 
         Returns:
@@ -243,7 +244,12 @@ class ClientNoise:
         within = clipping.fraction_within(float(mean[-1]), self.clip)
         least = least_clip(step, self.coordinates)
         return mean[:-1], clipping.moved(
-            self.clip, within, self.quantile, least=least, most=self.most
+            self.clip,
+            within,
+            self.quantile,
+            deviation=self.fraction_deviation(sites),
+            least=least,
+            most=self.most,
         )
 
     def noisy_sum(self, round_number: int) -> NoisySum:

@@ -7,7 +7,8 @@ known,::
 
     C <- C exp(-rate (b - quantile))
 
-More updates within the norm than wanted make it smaller. An update and its coordinate together are
+More updates within the norm than wanted make it smaller. The rate is public: it follows from the
+quantile and from how large the noise is. An update and its coordinate together are
 no longer than ``sqrt(C**2 + s**2)``, and ``s`` is at most so large that this is ``1.05 C``: the
 count costs the sum 5 % more noise, and is itself off by about 3.4 times the noise multiplier.
 
@@ -41,6 +42,8 @@ UNIT_STEPS = 128
 
 _RATIO = math.sqrt(COUNT_COST**2 - 1)
 _UNIT_BITS = 7
+_STRAYING = 0.5  # of the norm's logarithm, twice as far as noise alone takes it
+_LEAST_DEVIATION = 1e-9
 _MOST_STEP = 1.0  # of the norm's logarithm in a round: noise on few sites moves it no further
 
 
@@ -84,20 +87,29 @@ def fraction_within(count: float, clip: float) -> float:
     return 1.0 - count / unit(clip)
 
 
-def moved(clip: float, within: float, quantile: float, *, least: float, most: float) -> float:
+def moved(
+    clip: float, within: float, quantile: float, *, deviation: float, least: float, most: float
+) -> float:
     """Return the norm of the next round.
 
-    Its logarithm moves at most by one, and so fast that the norm can shrink and grow by 10 % in a
-    round at least: by 0.2 for a fraction of one at the median, as in the paper, and by more at
-    other quantiles, which would take hundreds of rounds otherwise.
+    Its logarithm moves so fast that the norm can shrink and grow by 10 % in a round at least: by
+    0.2 for a fraction of one at the median, as in the paper, and by more at other quantiles, which
+    would take hundreds of rounds otherwise. What noise makes it move, the quantile has to bring
+    back. Where noise is large beside the quantile's distance from 0 and 1 the norm moves slower,
+    as the variance of the noise grows, and so strays by a factor of two or so; it would stray by
+    hundreds. In one round its logarithm moves at most by one.
 
     Args:
         clip: The round's norm.
         within: :func:`fraction_within`; beyond 0 and 1 where the noise is.
         quantile: Fraction that shall be within, in (0, 1).
+        deviation: Standard deviation of the noise on ``within``.
         least: Smallest norm.
         most: Largest norm.
     """
-    rate = 0.1 / min(quantile, 1.0 - quantile)
+    room = min(quantile, 1.0 - quantile)
+    # Random steps of `rate * deviation`, and a drift of `rate * room` at most that brings it back:
+    # the logarithm strays as far as the first squared over twice the second.
+    rate = min(0.1 / room, _STRAYING * room / max(deviation, _LEAST_DEVIATION) ** 2)
     step = min(max(-rate * (within - quantile), -_MOST_STEP), _MOST_STEP)
     return min(max(clip * math.exp(step), least, LEAST_CLIP), most)

@@ -54,7 +54,7 @@ class PlainSum:
         Who is in a sum is public, so it is divided by how many they are.
         """
         updates = self._sum.updates
-        return self._client.read(self._sum.released_sum(Entropy.from_system()) / updates)
+        return self._client.read(self._sum.released_sum(Entropy.from_system()) / updates, updates)
 
 
 def central_sum(client: ClientNoise, step: float = 0.0) -> CentralSum:
@@ -82,8 +82,9 @@ def masked_mean(client: ClientNoise, encoding: RingEncoding, number: int, group:
     opened = group.opened
     words = opened.vectors[DELTA].astype(np.uint64)
     if client.shares is not None:
-        return client.read(client.noisy_sum(number).decode(words) / opened.replies)
+        mean = client.noisy_sum(number).decode(words) / opened.replies
+        return client.read(mean, opened.replies)
     total = central_sum(client, encoding.grid)
     total.add_sum(encoding.signed(words), opened.replies)
     mean = total.released_sum(Entropy.from_system()) / opened.replies
-    return client.read(mean, encoding.grid)
+    return client.read(mean, opened.replies, encoding.grid)

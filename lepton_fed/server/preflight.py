@@ -147,6 +147,11 @@ def _describe_encoding(agreement: Agreement, shape: Shape) -> str:
     )
     error = encoding.error_bound(1, 1.0)
     how = "masked: the coordinator sees sums alone" if secure.enabled else "plain"
+    client = client_noise(agreement, shape.size)
+    if client and client.shares:
+        # Updates are on a grid of their own, which the noise is made for.
+        first = "" if client.quantile is None else " in the first round"
+        return f"{how}; {encoding.bits}-bit ring, grid {client.shares.grid:.1e}{first}"
     text = (
         f"{how}; {encoding.bits}-bit ring, grid {encoding.grid:.1e}, error of a mean below "
         f"{error:.1e}"

@@ -324,6 +324,44 @@ def test_a_layer_without_a_rule_is_taken_all_the_same_and_named():
         assert private(Attention(), engine).without_rule == []
 
 
+class Scaled(nn.Module):
+    """Multiplies by one number that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, inputs):
+        return inputs * self.scale
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("clip", [0.05, 1e6])
+def test_a_parameter_of_a_single_number(count, clip):
+    torch.manual_seed(count)
+    model = nn.Sequential(nn.Linear(4, 4), Scaled(), nn.Linear(4, 3))
+    agree(model, torch.randn(count, 4), clip)
+
+
+class InDouble(nn.Module):
+    """Layers that are kept in float64, as a site's own may be."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(WORDS, 4).double()
+        self.lines = nn.Linear(4, 5).double()
+        self.last = nn.Linear(5, 3).double()
+
+    def forward(self, inputs):
+        return self.last(torch.tanh(self.lines(self.words(inputs))).mean(1))
+
+
+@pytest.mark.parametrize("clip", [0.05, 1e6])
+def test_layers_in_float64_are_measured_without_being_changed(clip):
+    torch.manual_seed(3)
+    agree(InDouble(), torch.randint(0, WORDS, (5, 6)), clip)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_empty_batch_gives_zeros(engine):
     model = nn.Linear(3, 2)

@@ -169,7 +169,11 @@ def shared_noise(agreement: Agreement, size: int) -> SharedNoise | None:
     training = task.training
     moves = training.learning_rate * record.clip / training.batch_size
     if not _LEAST_MOVE <= moves <= _LARGEST_MOVE:
-        raise _unsound(f"a record that moves the sum by {moves:g}")
+        raise Refused(
+            Problem("LF4620", f"shared noise: a record moves the sum by {moves:.3g}, which is not "
+                    f"from {_LEAST_MOVE:g} to {_LARGEST_MOVE:g}", key="task.training.learning_rate",
+                    remedy="it is the learning rate times privacy.record.clip over the batch size")
+        )  # fmt: skip
     return SharedNoise(noise, rate, honest_of(agreement), moves, size)
 
 

@@ -112,6 +112,16 @@ def test_check_reports_every_failure_with_its_place(project: Path) -> None:
     assert "2 problems" in result.stderr
 
 
+def test_check_says_once_what_several_of_its_lines_fail_by(project: Path) -> None:
+    shared = ("privacy.record.noise=shared", "privacy.secure_aggregation.enabled=true",
+              "privacy.record.sampling_rate=0.25", "task.training.epochs=null",
+              "task.training.steps=1", "task.training.momentum=0")  # fmt: skip
+    result = run("check", *shared, "task.training.learning_rate=1e30")
+    assert result.stdout.count("FAILED") == 2
+    assert "command line: task.training.learning_rate=1e30" in result.stderr
+    assert "1 problem;" in result.stderr
+
+
 def test_check_finds_a_wrong_argument_of_a_plug_in(project: Path) -> None:
     result = run("check", "task.model.arguments.hiden=[8]")
     assert result.exit_code == 2

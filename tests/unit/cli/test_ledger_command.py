@@ -30,6 +30,10 @@ TWO = RunName("[red]two\x1b[2J", "b" * 64, "b")
 ABOUT = dict.fromkeys(("time", "site", "coordinator", "address", "task", "policy", "run"), "x")
 
 
+def about(name):
+    return {**ABOUT, "run": name}
+
+
 def run(*words, command="show", typed=None):
     return CliRunner().invoke(
         app, ["ledger", command, "--conf", "client.yaml", *words], input=typed
@@ -97,16 +101,23 @@ def test_the_same_as_json(kept):
 def test_runs_that_no_ledger_counts_are_named(conf, kept):
     receipts = Receipts(Path(conf.state) / "receipts")
     update = Update("l", {"delta": np.ones(2, np.float32)}, 1.0)
-    ask = Ask("a" * 64, "l", 1, True, False, {})
     refusal = Reply("north", refusal=Problem("LF4605", "x"))
-    for name, reply in (("bare", Reply("north", update)), ("one", Reply("north", update)),
-                        ("refused", refusal)):  # fmt: skip
-        receipt = receipt_of(reply, ask, {**ABOUT, "run": name})
+    for name, reply, digest in (
+        ("bare", Reply("north", update), "a"),
+        ("one", Reply("north", update), "b"),
+        ("refused", refusal, "c"),
+    ):
+        receipt = receipt_of(reply, Ask(digest * 64, "l", 1, True, False, {}), about(name))
         receipts.write(replace(receipt, ledger="1 a b" if name == "one" else ""))
     said = run().stdout
     assert "not counted: bare trained without DP" in said.replace("\n", " ")
     assert "refused" not in said
     assert json.loads(run("--json").stdout)["uncounted"] == ["bare"]
+    # Another run of the name that one with DP has.
+    receipts.write(
+        receipt_of(Reply("north", update), Ask("d" * 64, "l", 1, True, False, {}), about("one"))
+    )
+    assert json.loads(run("--json").stdout)["uncounted"] == ["bare", "one"]
 
 
 def update_of(name, claims):

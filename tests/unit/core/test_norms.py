@@ -21,3 +21,15 @@ def test_there_is_no_step_at_the_bound(within: float, beyond: float) -> None:
     apart = np.linalg.norm(far.astype(np.float64) - near)
     rounding = 2 * 2.0**-24 * BOUND
     assert apart <= np.linalg.norm(other.astype(np.float64) - one) + rounding
+
+
+@pytest.mark.parametrize("bound", [2.0**-60, 1e-7, 1e-6, 1e-3])
+@pytest.mark.parametrize("size", [1e20, 3e37, 3e38])
+def test_what_is_too_long_by_more_than_float32_can_say_is_clipped_too(
+    bound: float, size: float
+) -> None:
+    """By a factor that is no normal float32 number: rounded to one, it would be another factor."""
+    short, norm = clipped(np.full(100, size / 10, np.float32), bound)
+    assert norm == pytest.approx(size)
+    assert short.dtype == np.float32
+    assert bound * (1 - 2e-6) <= euclidean_norm(short) <= bound

@@ -148,6 +148,11 @@ WITHOUT = [
     (replace(CENTRAL, honest=3), {}, {}),
     (SHARED, {"record": RecordPrivacy(enabled=True, noise="shared", sampling_rate=1)}, {}),
     (SHARED, {"task": Task(aggregation=Aggregation("rows", 9.0))}, {}),
+    *(
+        (client, {"task": Task(aggregation=Aggregation("equal", bound))}, {})
+        for client in (SHARED, CENTRAL)
+        for bound in (0.5, 2.0, math.nan)
+    ),
     (replace(SHARED, clip=LEAST_CLIP / 2), {}, {}),
     *((replace(SHARED, quantile=quantile), {}, {}) for quantile in (0, 1, -1, ENDLESS, math.nan)),
 ]
@@ -350,8 +355,8 @@ def test_a_ring_that_is_too_coarse_to_count_in_refuses_to_start():
     noise = client_noise(fine, SIZE)
     assert noise is not None
     mean = np.zeros(SIZE + 1)  # nobody was over: the norm goes down as far as it may
-    assert noise.in_round(least).read(mean, layout.encoding.grid)[1] == least
-    assert noise.in_round(least).read(mean)[1] < least
+    assert noise.in_round(least).read(mean, 10_000, layout.encoding.grid)[1] == least
+    assert noise.in_round(least).read(mean, 10_000)[1] < least
 
 
 def test_what_is_said_of_a_norm_that_moves_is_said_with_the_norm_of_the_round():

@@ -168,6 +168,10 @@ def test_sites_that_must_stay_are_counted_on_when_nothing_is_said():
         (replace(TASK, training=replace(TRAINING, optimiser="adam")), RECORD, {}),
         (replace(TASK, training=replace(TRAINING, schedule=Schedule("linear"))), RECORD, {}),
         (replace(TASK, model=ModelSpec(local=["*bias"])), RECORD, {}),
+        *(
+            (replace(TASK, aggregation=replace(TASK.aggregation, weight_bound=bound)), RECORD, {})
+            for bound in (0.5, 1.0000001, 4.0, math.nan)
+        ),
         # Weights that become infinite, or a step that vanishes, tell of a record without noise.
         (replace(TASK, training=replace(TRAINING, learning_rate=3e38)), RECORD, {}),
         (replace(TASK, training=replace(TRAINING, learning_rate=1e-40)), RECORD, {}),

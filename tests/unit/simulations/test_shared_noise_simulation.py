@@ -63,6 +63,7 @@ def test_what_a_round_costs_is_in_each_ledger(tmp_path: Path) -> None:
         ("privacy.secure_aggregation.enabled=false", "LF1070"),
         ("privacy.record.sampling_rate=null", "LF1070"),
         ("privacy.record.honest=4", "LF1070"),
+        ("task.aggregation.weight_bound=2", "LF1042"),
         ("strategy.name=fedprox", "LF3330"),
     ],
 )

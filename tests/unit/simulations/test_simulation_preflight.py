@@ -14,6 +14,10 @@ def found(loaded):
     return details, codes, checks.exit_code
 
 
+def grid_of(details):
+    return float(re.search(r"grid ([0-9.e-]+)", details["aggregation"]).group(1))
+
+
 def test_a_sound_conf_is_described(load, tmp_path):
     details, codes, exit_code = found(load())
     assert (codes, exit_code) == ({}, 0)
@@ -53,6 +57,10 @@ def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(loa
     masked = ("privacy.client.enabled=true", "privacy.secure_aggregation.enabled=true")
     details, _, _ = found(load(*masked, "privacy.secure_aggregation.bits=20"))
     assert "while 2 sites of a sum add their share" in details["client-level DP"]
+    assert grid_of(details) < 1e-3, "made for updates of norm 1, not for the largest that is taken"
+    assert "round" not in details["aggregation"]
+    details, _, _ = found(load(*masked, "privacy.client.quantile=0.5"))
+    assert "in the first round" in details["aggregation"]
     coarse = (*masked, "privacy.client.noise=coordinator", "privacy.secure_aggregation.bits=16")
     _, codes, _ = found(load(*coarse, "privacy.client.quantile=0.5"))
     assert codes == {"aggregation": "LF3401"}

@@ -18,7 +18,7 @@ from lepton_fed.privacy.dp.engines.base import (
     quiet_hooks,
     trained_parameters,
 )
-from lepton_fed.privacy.dp.engines.pieces import Whole
+from lepton_fed.privacy.dp.engines.pieces import Whole, rows_of
 
 __all__ = ["HooksEngine", "OpacusEngine", "without_rule"]
 
@@ -93,7 +93,7 @@ class HooksEngine(OpacusEngine):
         samples = [self._sample(p, len(targets)) for p in self._parameters]
         norms = torch.stack(
             # In float64 the square of a float32 number neither vanishes nor overflows.
-            [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in samples]
+            [torch.linalg.vector_norm(rows_of(g), dim=1, dtype=torch.float64) for g in samples]
         ).norm(dim=0)
         factors = clip_factors(norms, self._clip)
         return [Whole(sample).weighted_sum(factors) for sample in samples]

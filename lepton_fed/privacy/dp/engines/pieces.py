@@ -23,6 +23,7 @@ an upper bound on what the record adds to the sum, whatever rounding does:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,7 +31,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Outer", "Piece", "Rows", "Whole", "joined"]
+__all__ = ["Outer", "Piece", "Rows", "Whole", "joined", "rows_of"]
 
 _ROUND = 2.0**-53  # unit roundoff of float64
 _CHUNK = 2**20  # numbers in one chunk of float64 work: 8 MiB
@@ -65,19 +66,19 @@ class Whole:
     """Gradients in full.
 
     Args:
-        values: ``[batch, *shape of the parameter]`` float32.
+        values: ``[batch, *shape of the parameter]`` floating point.
     """
 
     values: Tensor
 
     def squared_norms(self) -> Tensor:
         """Return the squared norm of each record's gradient, ``[batch]`` float64."""
-        return _squares(self.values.flatten(1))
+        return _squares(rows_of(self.values))
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """Return the weighted sum over records."""
         values, factors = _kept(factors, self.values)
-        flat = values.flatten(1)
+        flat = rows_of(values)
         total = flat.new_zeros(flat.shape[1], dtype=torch.float64)
         step = max(1, _CACHED // max(1, flat.shape[1]))
         for start in range(0, len(flat), step):
@@ -142,7 +143,7 @@ class Outer:
         step = max(1, _CHUNK // (places * (width + height)))
         for start in range(0, batch, step):
             part = slice(start, start + step)
-            scaled = gradients[part].double().mul_(factors[part, None, None])
+            scaled = _wide(gradients[part]).mul_(factors[part, None, None])
             total.addmm_(scaled.flatten(0, 1).mT, inputs[part].double().flatten(0, 1))
         return total.view(self.shape)
 
@@ -194,7 +195,7 @@ class Rows:
         """Return the weighted sum over records."""
         index, values, factors = _kept(factors, self.index, self.values)
         total = values.new_zeros(self.count, values.shape[2], dtype=torch.float64)
-        scaled = values.double().mul_(factors[:, None, None])
+        scaled = _wide(values).mul_(factors[:, None, None])
         return total.index_add_(0, index.flatten(), scaled.flatten(0, 1))
 
     def whole(self) -> Whole:
@@ -228,12 +229,26 @@ def joined(pieces: Sequence[Piece]) -> Piece:
     return Whole(total)
 
 
+def rows_of(values: Tensor) -> Tensor:
+    """Return the gradient of each record as a row, ``[batch, numbers]``; a single number has one.
+
+    Args:
+        values: ``[batch, *shape of the parameter]``.
+    """
+    return values.reshape(len(values), math.prod(values.shape[1:]))
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return a float64 copy, also of what is float64: it is worked on in place."""
+    return values.to(torch.float64, copy=True)
+
+
 def _squares(rows: Tensor) -> Tensor:
-    """Return the squared norm of each row, ``[rows]`` float64, of float32 numbers."""
+    """Return the squared norm of each row, ``[rows]`` float64, of floating-point numbers."""
     step = max(1, _CACHED // max(1, rows.shape[1]))
     found = []
     for start in range(0, len(rows), step):
-        part = rows[start : start + step].double()
+        part = _wide(rows[start : start + step])
         found.append(part.mul_(part).sum(1))
     return torch.cat(found)
 
