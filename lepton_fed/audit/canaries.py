@@ -6,6 +6,9 @@ beside it that has a weight for each canary and pushes an output by what is then
 the outputs are those of the run's model, the gradient of a canary is that of its weight, and large
 enough to be clipped to the clipping norm. No other record ever touches that weight. What training
 makes of it goes through the same sampler, engine, noise, optimiser and accountant as all else.
+
+Nor does any record move the rest of the model: the gradients of its outputs are damped on their way
+there. So what a step gives the run's own tensors is noise alone, and each has to have it.
 """
 
 from __future__ import annotations
@@ -27,12 +30,26 @@ from lepton_fed.models.build import frozen_buffers, layout_of, local_tensors, re
 from lepton_fed.strategies.base import DELTA, SiteState, Tensors
 from lepton_fed.training.kit import TaskKit
 
-__all__ = ["CANARIES", "Canaried", "Watch", "canaried_kit", "canaried_rows", "made_up_targets"]
+__all__ = [
+    "CANARIES",
+    "LEADING",
+    "Canaried",
+    "Watch",
+    "canaried_kit",
+    "canaried_rows",
+    "made_up_targets",
+    "some_of",
+]
+
+LEADING = 64
+"""So many first elements of a tensor are always kept: see :func:`some_of`."""
 
 CANARIES = "canaries.weight"
 """Name of the tensor with a weight for each canary."""
 
 _PUSH = 1e6  # times the rest of a canary's gradient: of the clipped one nothing else is left
+_DAMPED = 1e-9  # a thousand clipped records are less than a thousandth of any noise
+_MOST_ELEMENTS = 256  # of each of the run's own tensors, that are kept of a step
 _FAR = 1e3  # a canary's target, of a task that predicts a number: always on the same side
 
 
@@ -66,7 +83,8 @@ class Canaried(nn.Module):
         width = math.prod(self._shape)
         outputs: Tensor = self.model(inputs[:, :width].reshape(-1, *self._shape))
         pushed = self.canaries(_PUSH * inputs[:, width:])
-        whole: Tensor = outputs + (pushed - pushed.detach()) * self.first
+        silent = outputs.detach() + _DAMPED * (outputs - outputs.detach())
+        whole: Tensor = silent + (pushed - pushed.detach()) * self.first
         return whole
 
 
@@ -75,20 +93,22 @@ class Watch:
     """A strategy's site half that changes nothing and keeps what each step was given.
 
     Args:
-        names: Tensors whose gradients are kept; all when empty.
+        names: Tensors whose gradients are kept whole.
         steps: Of each step the gradients, ``[elements]`` float64, clipped, summed, noised and
             divided by the expected batch.
+        others: The same of some elements of each other tensor that is shared, by name.
     """
 
     names: Sequence[str] = ()
     steps: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    others: dict[str, list[npt.NDArray[np.float64]]] = field(default_factory=dict)
     vectors: Sequence[str] = (DELTA,)
     _parts: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     def begin(self, start: Tensors, received: Mapping[str, Vector], state: SiteState) -> object:
-        """Remember which tensors are shared."""
+        """Remember which tensors are kept whole."""
         del received, state
-        return [name for name in start if not self.names or name in self.names]
+        return [name for name in start if name in self.names]
 
     def loss(self, memory: object, parameters: Tensors) -> Tensor | None:
         """Add nothing to the loss."""
@@ -99,8 +119,11 @@ class Watch:
         """Keep the gradient, and leave it as it is."""
         del parameter
         wanted = memory if isinstance(memory, list) else []
-        if name in wanted:
-            self._parts[name] = gradient.detach().flatten().double().cpu().numpy()
+        flat = gradient.detach().flatten().double().cpu().numpy()
+        if name not in wanted:
+            self.others.setdefault(name, []).append(flat[some_of(flat.size)])
+            return gradient
+        self._parts[name] = flat
         if len(self._parts) == len(wanted):
             self.steps.append(np.concatenate([self._parts[each] for each in wanted]))
             self._parts.clear()
@@ -112,6 +135,19 @@ class Watch:
         """Send the difference, keep nothing."""
         del memory, steps, learning_rate
         return {DELTA: delta}, {}
+
+
+def some_of(size: int) -> npt.NDArray[np.int64]:
+    """Return which elements of a tensor are kept: the first ones, and others evenly spread.
+
+    Args:
+        size: Elements of the tensor.
+
+    Returns:
+        ``[elements]``, rising; of two tensors the first :data:`LEADING` are the same.
+    """
+    spread = np.linspace(0, size - 1, min(size, _MOST_ELEMENTS)).round().astype(np.int64)
+    return np.union1d(np.arange(min(size, LEADING)), spread)
 
 
 def canaried_kit(kit: TaskKit, task: Task, canaries: int) -> TaskKit:

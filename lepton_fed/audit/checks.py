@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from lepton_fed.audit.canaries import LEADING
 from lepton_fed.audit.claims import Claims, SiteClaim
 from lepton_fed.audit.contribution import Contribution
 from lepton_fed.audit.lower_bound import LowerBound
@@ -14,6 +16,7 @@ from lepton_fed.audit.mechanism import composed
 from lepton_fed.audit.report import Check
 from lepton_fed.audit.training import Watched
 from lepton_fed.privacy.dp.accounting import epsilon_of
+from lepton_fed.privacy.dp.events import CorrelatedGaussian, Event, charged_steps
 
 __all__ = ["check_accounting", "check_bound", "check_contribution", "check_noise"]
 
@@ -21,15 +24,19 @@ _NOISE = 0.05
 _FLOAT32 = 1e-5
 _ROUNDING = 1e-3  # of an epsilon
 _SIGMAS = 5.0  # an honest training is found fault with once in a million audits
+_LEAST_COMPARED = 40  # numbers, of which a correlation is told
+_MOST_NAMED = 3  # tensors with other noise
 _MARKED = 0.5  # of a clipped gradient: without noise it is there whole, or not at all
 
 
 def check_noise(watched: Watched) -> Check:
     """Hold the noise on canaries that were not in the data against the configured noise.
 
-    Nothing but noise ever reaches their weights. Three things must be right: the noise of all
-    steps; that of the step with the least; and that of their sum, which shows noise that is the
-    same in two steps. Where sites share the noise, so must be that of each site's share.
+    Nothing but noise ever reaches their weights. Six things must be right: the noise of all steps;
+    that of the step with the least; that of their sum, which shows noise that is a little the same
+    in many steps; that no two steps have much in common, as when one takes off what another added;
+    the noise of each tensor of the run's own; and that no two tensors have the same. Where sites
+    share the noise, so must be that of each site's share.
     """
     alone = watched.fresh[:, ~watched.included]
     steps, absent = alone.shape
@@ -47,18 +54,88 @@ def check_noise(watched: Watched) -> Check:
         reasons.append(f"one step has {least:.2f} of it")
     if abs(summed - 1.0) > slack:
         reasons.append(f"all steps together have {summed:.2f} of it: they are not independent")
+    common, pair = _common(alone)
+    if abs(common) > _chance_of_pairs(steps, absent):
+        reasons.append(f"steps {pair[0]} and {pair[1]} have a correlation of {common:.2f}")
+    elsewhere, wrong = _elsewhere(watched)
+    reasons += [*wrong, *_repeated(watched)]
     what = (
         f"{found:.4g} (standard error {error:.2g}) of {configured:.4g} configured, "
         f"from {absent} canaries that were not in the data"
     )
     numbers = {
         "configured": configured, "estimated": found, "standard_error": error,
-        "least_step": least, "summed": summed, "absent": absent,
+        "least_step": least, "summed": summed, "absent": absent, "correlation": abs(common),
+        "tensors": len(elsewhere), "least_tensor": min(elsewhere, default=1.0),
     }  # fmt: skip
     if len(watched.shares):
         what += f"; in the sum of {len(watched.shares)} shares"
         reasons += _shares(watched, numbers)
     return Check("noise", not reasons, "; ".join([what, *reasons]), numbers)
+
+
+def _common(alone: npt.NDArray[np.float64]) -> tuple[float, tuple[int, int]]:
+    """Return the correlation of the two steps that have most in common, and which, from 1."""
+    steps, absent = alone.shape
+    if steps < 2 or absent < 2:
+        return 0.0, (0, 0)
+    unit = alone / np.maximum(np.linalg.norm(alone, axis=1, keepdims=True), 1e-300)
+    found = np.triu(unit @ unit.T, 1)
+    first, second = np.unravel_index(np.abs(found).argmax(), found.shape)
+    return float(found[first, second]), (int(first) + 1, int(second) + 1)
+
+
+def _chance_of_pairs(steps: int, absent: int) -> float:
+    """Return the correlation that two of so many steps may have by chance.
+
+    Args:
+        steps: Steps.
+        absent: Canaries that are looked at.
+    """
+    pairs = max(1.0, steps * (steps - 1) / 2)
+    return math.sqrt((_SIGMAS**2 + 2.0 * math.log(pairs)) / max(1, absent))
+
+
+def _elsewhere(watched: Watched) -> tuple[list[float], list[str]]:
+    """Return the noise of each of the run's own tensors over the configured one, and what is wrong.
+
+    Steps and elements are few in a small tensor, and tensors many.
+    """
+    found: list[float] = []
+    reasons: list[str] = []
+    sigmas = math.sqrt(_SIGMAS**2 + 2.0 * math.log(max(1, len(watched.elsewhere))))
+    for name, noise in watched.elsewhere.items():
+        found.append(float(np.sqrt(np.mean(noise**2))) / watched.noise)
+        if abs(found[-1] - 1.0) > max(_NOISE, sigmas / math.sqrt(2.0 * noise.size)):
+            reasons.append(f"tensor {name.removeprefix('model.')} has {found[-1]:.2f} of it")
+    if len(reasons) > _MOST_NAMED:
+        reasons[_MOST_NAMED:] = [f"so it is in {len(reasons) - _MOST_NAMED} more tensors"]
+    return found, reasons
+
+
+def _repeated(watched: Watched) -> list[str]:
+    """Say which tensor begins with the noise of another: of the canaries', or the one before it."""
+    shown = [("the canaries", np.where(watched.included, np.nan, watched.fresh)[:, :LEADING])]
+    for name, noise in watched.elsewhere.items():
+        own = noise[:, :LEADING]
+        for before, other in {shown[0][0]: shown[0][1], shown[-1][0]: shown[-1][1]}.items():
+            width = min(own.shape[1], other.shape[1])
+            one, two = own[:, :width].ravel(), other[:, :width].ravel()
+            both = np.isfinite(one + two)
+            if both.sum() < _LEAST_COMPARED:
+                continue
+            found = _alike(one[both], two[both])
+            if abs(found) > _chance_of_pairs(2 * len(watched.elsewhere), int(both.sum())):
+                said = name.removeprefix("model.")
+                return [f"tensor {said} has noise of {before} (correlation {found:.2f})"]
+        shown.append((name.removeprefix("model."), own))
+    return []
+
+
+def _alike(one: npt.NDArray[np.float64], two: npt.NDArray[np.float64]) -> float:
+    """Return the correlation of numbers whose mean is to be 0; 0 where there are none but 0."""
+    size = float(np.linalg.norm(one) * np.linalg.norm(two))
+    return float(one @ two) / size if size > 0 else 0.0
 
 
 def _shares(watched: Watched, numbers: dict[str, float]) -> list[str]:
@@ -199,6 +276,9 @@ def _of_site(site: SiteClaim, claims: Claims, spent: list[float]) -> list[str]:
         reasons.append(
             f"{site.name} took part in {site.rounds} rounds and charged {len(site.charged)}"
         )
+    steps = _fewer_steps(site.charged, claims, site.rounds)
+    if steps:
+        reasons.append(f"{site.name} charged {steps}")
     others = {event.sampler for event in site.charged} - {claims.record.sampler}
     if others:
         reasons.append(
@@ -212,6 +292,24 @@ def _of_site(site: SiteClaim, claims: Claims, spent: list[float]) -> list[str]:
     if found > agreed * (1.0 + _ROUNDING):
         reasons.append(f"{site.name}'s ledger gives {found:.4g}, {agreed:.4g} was agreed to")
     return reasons
+
+
+def _fewer_steps(charged: Sequence[Event], claims: Claims, rounds: int) -> str:
+    """Say where fewer steps were charged than rounds have; nothing where they are as many."""
+    training = claims.agreement.task.training
+    for event in charged:
+        taken = 1 if claims.record.is_shared else training.steps
+        if taken is None:
+            a_pass = 1.0 / event.sampling_rate
+            inexact = round(a_pass) if event.sampler == "poisson" else math.ceil(a_pass - 1e-6)
+            taken = (training.epochs or 1) * max(1, inexact)
+        if isinstance(event, CorrelatedGaussian):  # one that was charged before has none
+            found = charged_steps(charged, event)
+            if found < min(rounds * taken, event.planned):
+                return f"{found} steps in {rounds} rounds of {taken}"
+        elif event.steps < taken:
+            return f"{event.steps} steps for a round of {taken}"
+    return ""
 
 
 def _said(sites: Sequence[SiteClaim]) -> str:

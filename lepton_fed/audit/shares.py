@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from lepton_fed.audit.canaries import CANARIES
+from lepton_fed.audit.canaries import CANARIES, some_of
 from lepton_fed.audit.received import MaskedSum
 from lepton_fed.config.agreement import Agreement
 from lepton_fed.core.exchange import Ask, Reply
@@ -51,7 +51,13 @@ class HonestSum:
         self._honest = honest
         (entry,) = (e for e in kit.layout.of_rule("shared") if e.name == CANARIES)
         self._canaries = slice(entry.offset, entry.offset + entry.size)
+        self._others = {
+            entry.name: entry.offset + some_of(entry.size)
+            for entry in kit.layout.of_rule("shared")
+            if entry.name != CANARIES
+        }
         self._absent = ~included
+        self.others: dict[str, list[npt.NDArray[np.float64]]] = {n: [] for n in self._others}
         self.canaries: list[npt.NDArray[np.float64]] = []
         self.shares: list[list[float]] = []
 
@@ -86,6 +92,8 @@ class HonestSum:
         mean = self._sums.mean(ask.round_number, words)
         # A canary's own gradient is negative: the step that follows it is not.
         self.canaries.append(self._honest * mean[self._canaries] / self._moves)
+        for name, some in self._others.items():
+            self.others[name].append(self._honest * mean[some] / self._moves)
         return mean.astype(np.float32)
 
 

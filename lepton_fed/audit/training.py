@@ -58,6 +58,8 @@ class Watched:
             share gave canaries that are in no site's data; ``[0, 0]`` where sites share no noise.
         undone: ``[steps, canaries]``: of noise that is correlated over steps, ``noised`` with the
             correlation undone; of a canary that was not in the data that is fresh noise.
+        elsewhere: As ``fresh``, of some elements of each of the run's own tensors, ``[steps,
+            elements]`` by name: no record moves them here.
     """
 
     included: npt.NDArray[np.bool_]
@@ -69,6 +71,7 @@ class Watched:
     delta: float
     shares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
     undone: npt.NDArray[np.float64] | None = None
+    elsewhere: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def fresh(self) -> npt.NDArray[np.float64]:
@@ -140,14 +143,18 @@ def rehearse(
         return Watched(
             included, np.stack(ring.canaries), silent, mechanism,
             ring.noise(mechanism.noise_multiplier), claimed, record.delta, np.array(ring.shares).T,
+            elsewhere={name: np.stack(steps) for name, steps in ring.others.items()},
         )  # fmt: skip
     noised = _of_canaries(watch.steps, batch, record.clip)
     noise = mechanism.noise_multiplier
+    elsewhere = {n: _of_canaries(steps, batch, record.clip) for n, steps in watch.others.items()}
     undone = None
     if isinstance(order := plan_noise(audited, record, rows, agreement.rounds).sampler, FixedOrder):
         undone = _whitened(noised, order.mechanism)
+        elsewhere = {name: _whitened(one, order.mechanism) for name, one in elsewhere.items()}
     return Watched(
-        included, noised, silent, mechanism, noise, claimed, record.delta, undone=undone
+        included, noised, silent, mechanism, noise, claimed, record.delta, undone=undone,
+        elsewhere=elsewhere,
     )  # fmt: skip
 
 

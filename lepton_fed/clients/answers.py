@@ -53,6 +53,7 @@ class _Head:
     noise_multiplier: float | None = None
     noise_of: str = ""
     noise_step: int = 0
+    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class KeptNoise:
     Args:
         of: Digest of what it is the noise of.
         step: Steps that are done.
-        past: ``[band - 1, size]`` float32.
+        past: ``[band - 1, size]`` float32; ``[0, size]`` after the last step.
+        training: Name of the training, which the ledger has for what left.
     """
 
     of: str
     step: int
     past: npt.NDArray[np.float32]
+    training: str
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ class Answers:
             reply.noise_multiplier,
             kept.noise.of if kept.noise else "",
             kept.noise.step if kept.noise else 0,
+            kept.noise.training if kept.noise else "",
         )
         arrays: dict[str, npt.NDArray[np.generic]] = {}
         arrays |= {_VECTOR + name: vector for name, vector in reply.update.vectors.items()}
@@ -216,7 +220,7 @@ class Answers:
         )
         past = arrays.get(_NOISE)
         noise = None if past is None else KeptNoise(
-            head.noise_of, head.noise_step, past.view(np.float32)
+            head.noise_of, head.noise_step, past.view(np.float32), head.training
         )  # fmt: skip
         state, local = _below(_STATE, arrays), _below(_LOCAL, arrays)
         return Kept(head.ask, head.round_number, reply, state, local, noise)

@@ -8,9 +8,13 @@ end is the transcript of one mechanism, whose cost was charged once.
 
 A state that is older than what left (a removed or restored file), or of other rows, would have the
 noise of some steps made twice, of which the difference shows the gradients: it is refused.
+So is a second training of the run, from another state folder of the same ledger, at the cost of
+the first: the ledger names the one that the answers are of.
 """
 
 from __future__ import annotations
+
+import secrets
 
 import numpy as np
 
@@ -27,6 +31,8 @@ from lepton_fed.privacy.ledger.book import RunName
 from lepton_fed.privacy.ledger.ledger import Ledger
 
 __all__ = ["CorrelatedTraining"]
+
+_ANOTHERS = "something of this run has left from another state folder"
 
 
 class CorrelatedTraining:
@@ -61,6 +67,7 @@ class CorrelatedTraining:
         self._identity = digest_of("lepton-fed correlated noise 1", about)
         self._round = 0
         self._broken = ""
+        self._training = secrets.token_hex(16)
         self._stream = self._stream_from(None)
 
     def restore(self, kept: Kept | None, newest_round: int) -> None:
@@ -78,6 +85,8 @@ class CorrelatedTraining:
         if noise is not None and noise.of != self._identity:
             self._broken = "the noise of the rounds before was for other rows or another plan"
             return
+        if noise is not None:
+            self._training = noise.training
         try:
             self._stream = self._stream_from(noise)
         except ValueError:
@@ -86,7 +95,7 @@ class CorrelatedTraining:
     def state(self) -> KeptNoise:
         """Return what has to be on disk before the round's answer leaves."""
         step, past = self._stream.past()
-        return KeptNoise(self._identity, step, past)
+        return KeptNoise(self._identity, step, past, self._training)
 
     def event(self) -> CorrelatedGaussian:
         """Return what the next round adds to what was charged.
@@ -100,16 +109,15 @@ class CorrelatedTraining:
         """
         if not self._broken and self._ledger.answered(self._run.agreement) > self._round:
             self._broken = "something has left that the noise on disk does not go with"
+        if not self._broken and self._is_anothers():
+            self._broken = _ANOTHERS
         end = self._stream.step + self._plan.steps
-        charged = charged_steps(self._ledger.of_run(self._run.agreement))
+        own = self._order.event(self._plan.noise_multiplier, 0)
+        charged = charged_steps(self._ledger.charged(self._run), own)
         if not self._broken and charged > end:
             self._broken = "more steps were charged than the noise on disk is for"
         if self._broken:
-            raise Refused(
-                Problem("LF3350", f"training cannot go on: {self._broken}", key="privacy.record",
-                        remedy="the site has no further part in this run; a run under another name "
-                        "is a new training, and costs anew")
-            )  # fmt: skip
+            raise self._refused()
         if end > self._order.planned:
             raise Refused(
                 Problem("LF3351", f"{self._order.planned} steps were planned, and "
@@ -137,9 +145,12 @@ class CorrelatedTraining:
             round_number: The round.
 
         Raises:
-            Refused: It cannot be written; nothing may leave.
+            Refused: It cannot be written, or something has left that was made in another training
+                of this run: LF3350. Nothing may leave.
         """
-        self._ledger.note_answer(self._run, round_number)
+        if not self._ledger.note_answer(self._run, round_number, self._training):
+            self._broken = _ANOTHERS
+            raise self._refused()
 
     def failed(self, round_number: int) -> None:
         """End the training: a round failed after its noise was drawn.
@@ -152,6 +163,16 @@ class CorrelatedTraining:
         """
         self._broken = "a round failed, and its noise cannot be drawn a second time"
         self.leaves(round_number)
+
+    def _is_anothers(self) -> bool:
+        return self._ledger.training(self._run.agreement) not in ("", self._training)
+
+    def _refused(self) -> Refused:
+        return Refused(
+            Problem("LF3350", f"training cannot go on: {self._broken}", key="privacy.record",
+                    remedy="the site has no further part in this run; a run under another name "
+                    "is a new training, and costs anew")
+        )  # fmt: skip
 
     def _stream_from(self, noise: KeptNoise | None) -> CorrelatedNoise:
         past = None if noise is None else (noise.step, np.array(noise.past, np.float32))

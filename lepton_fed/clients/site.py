@@ -52,7 +52,12 @@ from lepton_fed.strategies.base import DELTA, SiteRule, SiteState
 from lepton_fed.training.evaluation import evaluate
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import Moment, PrivateTraining, train
-from lepton_fed.training.noise import check_trainable, plan_noise, require_plain_site
+from lepton_fed.training.noise import (
+    check_trainable,
+    plan_noise,
+    require_memory,
+    require_plain_site,
+)
 
 __all__ = ["EVALUATION", "Site"]
 
@@ -82,14 +87,16 @@ class Site:
         ledger: The ledger of the data set over its life; when None, one of this run in ``folder``.
         coordinator: Who runs it; what its runs before have reserved and not used is free.
         answers: Keeps what was answered; None where a site lives no longer than its run.
+        noise_bytes: The most that past noise may take; None for all of the machine's memory.
 
     Raises:
         DataError: There are no rows to train on.
         BudgetExceeded: The whole run would cost more than is left.
         TaskError: The model or the target epsilon does not go with record-level DP, or the strategy
-            does something at the site that does not go with shared noise.
-        Refused: The ledger is not whole; LF4506, nothing says which rounds were answered; LF4630,
-            client-level DP is not sound.
+            does something at the site that does not go with shared noise; LF3352, past noise does
+            not fit into memory.
+        Refused: LF4623, past noise takes more than ``noise_bytes``. The ledger is not whole;
+            LF4506, nothing says which rounds were answered; LF4630, client-level DP is not sound.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class Site:
         ledger: Ledger | None = None,
         coordinator: str = "",
         answers: Answers | None = None,
+        noise_bytes: int | None = None,
     ) -> None:
         if len(rows) == 0:
             raise DataError(Problem("LF2101", "there are no rows to train on", where=name))
@@ -140,6 +148,7 @@ class Site:
             require_plain_site(agreement, rule)
             shared = shared_noise(agreement, kit.layout.size)
             self._noise = plan_noise(kit, record, len(rows), agreement.rounds, shared)
+            _require_bytes(require_memory([self._noise], kit.noised_size), noise_bytes)
             self._entropy = (
                 Entropy.from_system()
                 if record.randomness == "system"
@@ -447,3 +456,13 @@ class Site:
                 raise RunError(Problem("LF5302", f"vector {name!r} is not finite"))
         if MODEL not in ask.vectors:
             raise refuse("LF4505", "the ask holds no model")
+
+
+def _require_bytes(needed: int, most: int | None) -> None:
+    """Refuse noise that takes more memory and disk than the owner allows, before it is made."""
+    if most is not None and needed > most:
+        raise Refused(
+            Problem("LF4623", f"the noise of the steps before takes {needed:,} bytes of memory and "
+                    f"disk, at most {most:,} are allowed at this site", key="policy.noise_bytes",
+                    remedy="a smaller privacy.record.band")
+        )  # fmt: skip

@@ -77,6 +77,7 @@ class Trainer:
             ledger=ledger,
             coordinator=conf.coordinator,
             answers=Answers(Path(conf.state) / "answers", agreement.digest),
+            noise_bytes=conf.policy.noise_bytes,
         )
         return {
             "layout": kit.layout.digest,

@@ -482,6 +482,13 @@ class Policy:
     seconds_per_round: float = setting(
         0.0, "Training that takes longer is killed; 0 allows none.", at_least=0, unit="s"
     )
+    noise_bytes: int = setting(
+        2**28,
+        "Most memory, and disk, for the noise that later steps take back "
+        "(`privacy.record.mechanism: dp_ftrl`); 0 allows independent noise only.",
+        at_least=0,
+        unit="bytes",
+    )
     hours: list[str] = setting(
         factory=list, doc="When training may begin, local time: 18:00-06:00. Empty: never."
     )

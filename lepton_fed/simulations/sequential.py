@@ -36,7 +36,7 @@ from lepton_fed.strategies.base import Strategy
 from lepton_fed.strategies.build import build_strategy
 from lepton_fed.training.device import devices_of
 from lepton_fed.training.kit import TaskKit, build_kit
-from lepton_fed.training.noise import check_trainable, plan_noise
+from lepton_fed.training.noise import check_trainable, plan_noise, require_memory
 
 __all__ = ["Simulation", "agreement_of", "plan_privacy", "simulate"]
 
@@ -148,7 +148,8 @@ def plan_privacy(
         population: The sites' rows.
 
     Raises:
-        TaskError: The task or the target does not go with record-level DP.
+        TaskError: The task or the target does not go with record-level DP; LF3352, the noise of
+            all sites does not fit into this machine's memory.
     """
     record = conf.privacy.record
     if not record.enabled:
@@ -156,12 +157,12 @@ def plan_privacy(
     check_trainable(kit, record, devices=1)  # each site trains on one
     agreement = agreement_of(conf, "run", conf.strategy)
     shared = shared_noise(agreement, kit.layout.size)
-    return {
-        rows.name: plan_noise(
-            kit, record, len(rows.training), conf.rounds.count, shared
-        ).noise_multiplier
+    plans = {
+        rows.name: plan_noise(kit, record, len(rows.training), conf.rounds.count, shared)
         for rows in population
     }
+    require_memory(plans.values(), kit.noised_size)
+    return {name: plan.noise_multiplier for name, plan in plans.items()}
 
 
 def _masked_sites(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,11 +20,12 @@ from lepton_fed.privacy.dp.planning import NoisePlan, fixed_order, plan_for, req
 from lepton_fed.privacy.dp.sampling import PoissonSampler, Sampler, sampler_of
 from lepton_fed.privacy.dp.shared import SharedNoise
 from lepton_fed.privacy.dp.step_noise import IndependentSteps
+from lepton_fed.privacy.factorisation.mechanism import FixedOrder
 from lepton_fed.strategies.base import PlainSite, SiteRule
 from lepton_fed.training.kit import TaskKit
 from lepton_fed.training.local import check_private, record_losses, steps_of
 
-__all__ = ["check_trainable", "plan_noise", "require_plain_site"]
+__all__ = ["check_trainable", "plan_noise", "require_memory", "require_plain_site"]
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +73,32 @@ def plan_noise(
         own = sampler_of(record.sampler, rows, training.batch_size)
     steps = steps_of(training, rows, own)
     return plan_for(own, steps, rounds, epsilon=record.epsilon, delta=record.delta)
+
+
+def require_memory(plans: Iterable[NoisePlan], size: int) -> int:
+    """Return what past noise takes, and refuse more than the machine has memory.
+
+    Args:
+        plans: Of all sites on this machine.
+        size: Coordinates of a gradient.
+
+    Returns:
+        Bytes; 0 where no noise is correlated.
+
+    Raises:
+        TaskError: LF3352, it is more.
+    """
+    samplers = [plan.sampler for plan in plans]
+    orders = [sampler for sampler in samplers if isinstance(sampler, FixedOrder)]
+    needed = sum(order.past_bytes(size) for order in orders)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise TaskError(
+            Problem("LF3352", f"the noise of the steps before takes {needed / 2**30:.1f} GiB, this "
+                    f"machine has {memory / 2**30:.1f} GiB of memory", key="privacy.record.band",
+                    remedy="a smaller band, a smaller model, or fewer sites on one machine")
+        )  # fmt: skip
+    return needed
 
 
 def require_plain_site(agreement: Agreement, rule: SiteRule) -> None:

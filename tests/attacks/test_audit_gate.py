@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -38,7 +38,7 @@ from lepton_fed.privacy.dp.engines import bookkeeping
 from lepton_fed.privacy.dp.entropy import Entropy
 from lepton_fed.privacy.dp.integers import Integers
 from lepton_fed.privacy.dp.shared import SharedNoise
-from lepton_fed.privacy.dp.step_noise import IndependentSteps
+from lepton_fed.privacy.dp.step_noise import IndependentSteps, add_noise
 from lepton_fed.privacy.ledger import Ledger
 from lepton_fed.privacy.ledger.book import RunAccount, RunName
 from lepton_fed.runs.folder import RunFolder
@@ -221,6 +221,84 @@ def test_half_the_noise_is_found(finished: RunFolder, monkeypatch: pytest.Monkey
     assert "LF4701" in result.output
 
 
+def only_the_last_tensor(self: IndependentSteps, sums: Sequence[torch.Tensor]) -> None:
+    add_noise(sums[-1], self.std, self.entropy)
+
+
+def three_quarters_of_each_tensor(self: IndependentSteps, sums: Sequence[torch.Tensor]) -> None:
+    for total in sums:
+        add_noise(total.view(-1)[: max(1, 3 * total.numel() // 4)], self.std, self.entropy)
+
+
+def one_noise_for_all_tensors(self: IndependentSteps, sums: Sequence[torch.Tensor]) -> None:
+    noise = torch.zeros(max(total.numel() for total in sums))
+    add_noise(noise, self.std, self.entropy)
+    for total in sums:
+        total.add_(noise[: total.numel()].view(total.shape))
+
+
+class TakenBack:
+    """The ninth step of each tensor takes off what the seventh added."""
+
+    def __init__(self) -> None:
+        self._seventh: dict[int, torch.Tensor] = {}
+        self._steps = 0
+
+    def __call__(self, noise: IndependentSteps, sums: Sequence[torch.Tensor]) -> None:
+        self._steps += noise.std > 0
+        for at, total in enumerate(sums):
+            fresh = torch.zeros_like(total)
+            add_noise(fresh, noise.std, noise.entropy)
+            if self._steps == 7:
+                self._seventh[at] = fresh
+            total.add_(-self._seventh[at] if self._steps == 9 else fresh)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (only_the_last_tensor, "tensor 1.weight has 0.00 of it"),
+        (three_quarters_of_each_tensor, "tensor 1.weight has 0.8"),
+        (one_noise_for_all_tensors, "has noise of the canaries (correlation 1.00)"),
+        (TakenBack(), "steps 7 and 9 have a correlation of -1.00"),
+    ],
+)
+def test_noise_that_some_tensors_or_steps_go_without_is_found(
+    fault: Any, found: str, finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IndependentSteps, "add", lambda self, sums: fault(self, sums))
+    with timed():
+        result = audited(finished)
+    assert failed(result) == ["noise"] or fault is three_quarters_of_each_tensor
+    assert found in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("conf", "said"),
+    [
+        ((), "east charged 3 steps for a round of 6"),
+        (
+            ("privacy.record.mechanism=dp_ftrl", "privacy.record.sampler=full"),
+            "east charged 18 steps in 4 rounds of 6",  # of the last, half
+        ),
+    ],
+)
+def test_a_run_whose_sites_charged_for_half_of_their_steps_is_found_afterwards(
+    conf: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Ledger.charge
+
+    def faulty(self: Ledger, event: Any, *more: Any) -> float:
+        return sound(self, replace(event, steps=event.steps // 2), *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "charge", faulty)
+        run = run_in(tmp_path, *conf)
+    result = audited(run)
+    assert failed(result) == ["accounting"]
+    assert said in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("large", "code", "exit_code"),
     [
@@ -353,7 +431,7 @@ def test_an_update_that_is_rounded_too_coarsely_is_found(
 
 
 def test_all_planted_faults_were_found_within_a_minute() -> None:
-    assert len(_SPENT) == 11
+    assert len(_SPENT) == 15
     assert sum(_SPENT) < 60
 
 

@@ -8,9 +8,10 @@ is a fault, and refused. Gaussian DP is not used: its central limit theorem is n
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -53,6 +54,8 @@ GRIDS = (1e-3, 2e-4, 1e-4, 1e-5)
 _COARSE = 0.01  # largest share of the losses' variance that rounding to the grid may add
 _MOST_POINTS = 2_000_000  # of a grid: beyond, a composition takes many seconds
 _TOLERANCE = 1e-3  # relative, of the noise multiplier
+_BEYOND = 0.4  # of the tolerance: so far from where a line meets the target the next look is
+_MIDDLE = 4  # every so many looks are in the middle, whatever the line says
 _ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512, 1024, 4096)
 LARGEST_NOISE = 1e4
 """The largest noise multiplier that is looked for."""
@@ -314,10 +317,41 @@ def noise_multiplier_for(epsilon: float, delta: float, event: Event) -> float:
     low = high / 2.0
     while cost(low) <= epsilon and low > 1e-2:
         high, low = low, low / 2.0
-    while high / low > 1.0 + _TOLERANCE:
-        middle = math.sqrt(high * low)
-        if cost(middle) > epsilon:
-            low = middle
+    return _narrowed(low, high, epsilon, cost)
+
+
+def _narrowed(low: float, high: float, epsilon: float, cost: Callable[[float], float]) -> float:
+    """Return a noise multiplier that costs at most ``epsilon``, 0.1 % above one that costs more.
+
+    Costs are dear to compute, and nearly straight on logarithmic axes: so the line through both
+    ends tells where to look. A little beyond it, on the side of the end that is farther off: then
+    both ends close in. Where it misleads, the middle is as good as ever.
+
+    Args:
+        low: One that costs more.
+        high: One that does not.
+        epsilon: Target.
+        cost: Returns what a noise multiplier costs; may be infinite.
+    """
+    left, right = cost(low), cost(high)
+    beyond, was_left = _BEYOND * _TOLERANCE, False
+    for turn in itertools.count(1):
+        if high / low <= 1.0 + _TOLERANCE:
+            return high
+        width = math.log(high / low)
+        at = 0.5 * width
+        if turn % _MIDDLE and 0 < right < left < math.inf:
+            at = width * math.log(left / epsilon) / math.log(left / right)
+            at = at + beyond if at < 0.5 * width else at - beyond
+            at = min(max(at, _BEYOND * _TOLERANCE), width - _BEYOND * _TOLERANCE)
+        middle = low * math.exp(at)
+        found = cost(middle)
+        is_left = found > epsilon
+        if is_left:
+            low, left = middle, found
         else:
-            high = middle
-    return high
+            high, right = middle, found
+        # Twice the same end: the line is not straight enough to look so near.
+        beyond = 2.0 * beyond if is_left is was_left else _BEYOND * _TOLERANCE
+        was_left = is_left
+    raise AssertionError  # never: it counts on

@@ -225,7 +225,7 @@ class CorrelatedGaussian:
         Args:
             charged: What the run was charged.
         """
-        first = min(charged_steps(charged), self.planned)
+        first = charged_steps(charged, self)
         return replace(self, first=first, steps=min(self.steps, self.planned - first))
 
     def parts(self) -> tuple[float, float, int]:
@@ -249,13 +249,22 @@ class CorrelatedGaussian:
         return after - before
 
 
-def charged_steps(charged: Iterable[Event]) -> int:
-    """Return how many steps of a training with correlated noise were charged.
+def charged_steps(charged: Iterable[Event], of: CorrelatedGaussian) -> int:
+    """Return how many first steps of a training with correlated noise were charged.
+
+    A charge of another plan, made before the rows changed, does not count: what its steps cost may
+    be less than what as many of these cost.
 
     Args:
         charged: What its run was charged.
+        of: Any steps of the training.
     """
-    ends = [event.end for event in charged if isinstance(event, CorrelatedGaussian)]
+    plan = replace(of, first=0, steps=0)
+    ends = [
+        event.end
+        for event in charged
+        if isinstance(event, CorrelatedGaussian) and replace(event, first=0, steps=0) == plan
+    ]
     return max(ends, default=0)
 
 

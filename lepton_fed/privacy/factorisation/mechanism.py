@@ -120,6 +120,14 @@ class FixedOrder:
         participations = -(-self.planned // separation)
         return BandedMechanism(self.planned, participations, separation, self.band)
 
+    def past_bytes(self, size: int) -> int:
+        """Return what the noise takes, in memory and on disk, that later steps take back.
+
+        Args:
+            size: Coordinates of a gradient.
+        """
+        return (self.band - 1) * _NUMBER_BYTES * size
+
     def at(self, step: int) -> FixedOrder:
         """Return the order where the training stands after so many steps."""
         return replace(self, first=step)

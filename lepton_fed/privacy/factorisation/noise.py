@@ -65,6 +65,8 @@ class CorrelatedNoise:
         self._entropy = entropy
         # Row t modulo p - 1 has the noise of step t.
         kept = (min(coefficients.size, steps) - 1, size)
+        if past is not None and past[0] == steps:
+            kept = (0, size)
         self.step, self._past = past or (0, np.zeros(kept, dtype=np.float32))
         if self._past.shape != kept or not 0 <= self.step <= steps:
             raise ValueError(f"step {self.step} and noise of shape {self._past.shape}, not {kept}")
@@ -77,7 +79,8 @@ class CorrelatedNoise:
         from the same past, tells the difference of both.
 
         Returns:
-            The step, and ``[band - 1, size]`` float32, the stream's own memory.
+            The step, and ``[band - 1, size]`` float32, the stream's own memory; ``[0, size]`` after
+            the last step, when nothing is needed any more.
         """
         return self.step, self._past
 
@@ -106,4 +109,6 @@ class CorrelatedNoise:
         if kept:
             self._past[self.step % kept] = noise
         self.step += 1
+        if self.step == self.steps:
+            self._past = np.empty((0, self.size), dtype=np.float32)
         return noise

@@ -46,6 +46,7 @@ class RunAccount:
         charges: Round and cost of each charge.
         answered: Newest round of which something left; told only where more depends on it than
             the cost.
+        training: Name of the training that it was made in; empty before the first.
     """
 
     name: RunName
@@ -54,6 +55,7 @@ class RunAccount:
     rounds: int = 0
     charges: list[tuple[int, Event]] = field(default_factory=list)
     answered: int = 0
+    training: str = ""
 
     @property
     def remaining(self) -> int:
@@ -147,6 +149,11 @@ class Book:
         found = [a.answered for a in self._runs.values() if a.name.agreement == agreement]
         return max(found, default=0)
 
+    def training(self, agreement: str) -> str:
+        """Return the name of the training that what left of a run was made in; or an empty one."""
+        found = [a.training for a in self._runs.values() if a.name.agreement == agreement]
+        return max(found, default="")
+
     def with_rows_of(self, dataset: str) -> list[frozenset[str]]:
         """Return the groups with a name in them; there is always the one of itself."""
         found = [group for group in self.groups if dataset in group]
@@ -229,6 +236,7 @@ class Book:
     def _answer(self, body: Mapping[str, Any]) -> None:
         account = self._of(body)
         account.answered = max(account.answered, _count(body, "round"))
+        account.training = _text(body, "training")
 
     def _release(self, body: Mapping[str, Any]) -> None:
         account = self._of(body)

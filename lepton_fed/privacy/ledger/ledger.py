@@ -145,6 +145,15 @@ class Ledger:
         """
         return self._book.of_run(agreement)
 
+    def charged(self, run: RunName) -> list[Event]:
+        """Return what a run was charged for this data set, in order.
+
+        Args:
+            run: The run.
+        """
+        self._read()
+        return self._book.account(self._dataset, run).charged
+
     def reserve(self, event: Event, run: RunName, rounds: int) -> None:
         """Set aside what the rest of a run costs, or refuse the run.
 
@@ -231,23 +240,43 @@ class Ledger:
         self._read()
         return self._book.answered(agreement)
 
-    def note_answer(self, run: RunName, round_number: int) -> None:
+    def training(self, agreement: str) -> str:
+        """Return the name of the training that :meth:`note_answer` was called for, or nothing.
+
+        Args:
+            agreement: Digest of what was agreed to.
+        """
+        self._read()
+        return self._book.training(agreement)
+
+    def note_answer(self, run: RunName, round_number: int, training: str) -> bool:
         """Write down that something is about to leave that was made in a round.
 
         A later round may depend on it: who went on from a state of before, because a file is gone
-        or an older copy, would spend what nobody counts.
+        or an older copy, would spend what nobody counts. So would who trains the run a second time
+        from another state folder, at the cost of the first.
 
         Args:
             run: The run.
             round_number: The round.
+            training: A name that nobody else has, drawn when its first round was trained.
+
+        Returns:
+            Whether it may leave; False where something of the run left from another training.
 
         Raises:
             Refused: The ledger is not whole, or cannot be written; nothing may leave.
         """
-        if self.answered(run.agreement) >= round_number:
-            return
+        agreement = run.agreement
+        if self.training(agreement) == training and self.answered(agreement) >= round_number:
+            return True
         with self._writing() as transaction:
-            self._append(transaction, "answered", **self._about(run), round=round_number)
+            if self._book.training(agreement) not in ("", training):
+                return False
+            self._append(
+                transaction, "answered", **self._about(run), round=round_number, training=training
+            )
+        return True
 
     def release(self, run: str, why: str) -> list[RunAccount]:
         """Free what is reserved for a run still.

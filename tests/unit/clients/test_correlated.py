@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from lepton_fed.clients.answers import Answers
-from lepton_fed.config.schema import Budget, Privacy, RecordPrivacy
+from lepton_fed.config.schema import Budget, Policy, Privacy, RecordPrivacy
 from lepton_fed.core.task import ModelSpec, TrainingSpec
-from lepton_fed.errors import Problem, RunError
+from lepton_fed.errors import Problem, Refused, RunError, TaskError
 from lepton_fed.privacy.dp.accounting import epsilon_of, event_of
 from lepton_fed.privacy.dp.step_noise import CorrelatedSteps
-from lepton_fed.privacy.factorisation.mechanism import FixedOrder
+from lepton_fed.privacy.factorisation.mechanism import FixedOrder, largest_band
+from lepton_fed.privacy.factorisation.noise import CorrelatedNoise
 from lepton_fed.privacy.factorisation.toeplitz import square_root
 from lepton_fed.privacy.ledger.ledger import Ledger
 from lepton_fed.strategies.base import DELTA, PlainSite
@@ -280,7 +281,7 @@ def test_an_answer_that_was_kept_but_could_not_be_noted_is_repeated(restart, tmp
     site = restart()
     with monkeypatch.context() as patched:
 
-        def broken(self, run, number):
+        def broken(self, run, number, training):
             raise RunError(Problem("LF4202", "no space"))
 
         patched.setattr(Ledger, "note_answer", broken)
@@ -392,3 +393,100 @@ def test_the_noise_on_disk_takes_what_the_documentation_says(restart, tmp_path):
     kept = Answers(tmp_path / "answers", offered(WIDE, few).digest).kept()
     assert kept.noise.past.shape == (2, size)
     assert charges(tmp_path)[-1].band in (2, 3)
+
+
+def test_after_the_last_step_no_noise_is_on_disk(restart, tmp_path):
+    site = restart()
+    for number in range(1, ROUNDS + 1):
+        site.answer(wanted(number))
+        kept = Answers(tmp_path / "answers", offered().digest).kept()
+        assert bool(kept.noise.past.size) is (number < ROUNDS)
+    last = kept.reply.update.vectors[DELTA]
+    again = restart().answer(wanted(ROUNDS))
+    assert again.again
+    assert trained(again).tobytes() == last.tobytes()
+
+
+def test_a_second_state_folder_cannot_train_at_the_cost_of_the_first(build, tmp_path):
+    """Both have charged and drawn noise for the same steps before either has answered."""
+    budget = Budget(epsilon=9.0, delta=1e-5)
+    common = {"agreement": offered(), "budget": budget}
+
+    def at(folder):
+        answers = Answers(tmp_path / folder, offered().digest)
+        return build(SMALL, None, FTRL, answers=answers, **common)
+
+    one, two = at("one"), at("two")
+    sound, late = two._train, []
+
+    def overtaken(*given):
+        late.append(one.answer(wanted(1)))
+        return sound(*given)
+
+    two._train = overtaken
+    assert refusal(two.answer(wanted(1))).code == "LF3350"
+    assert trained(late[0]).any()
+    assert [event.steps for event in charges(tmp_path)] == [STEPS, 0]
+    for site in (two, at("two")):  # what it kept does not leave later either
+        for number in (1, 2):
+            assert refusal(site.answer(wanted(number))).code == "LF3350"
+    assert trained(at("one").answer(wanted(2))).any()
+    assert [event.end for event in charges(tmp_path)] == [STEPS, STEPS, 2 * STEPS]
+
+
+def test_what_another_plan_was_charged_pays_for_nothing(restart, tmp_path, monkeypatch):
+    """Rows came between a charge and its answer: of them, as many steps cost something else."""
+    with monkeypatch.context() as patched:
+        site = restart(rows=dataset(8), budget=Budget(epsilon=9.0))
+        patched.setattr(Answers, "keep", kill)
+        with pytest.raises(Killed):
+            site.answer(wanted(1))
+    site = restart(budget=Budget(epsilon=9.0))
+    assert trained(site.answer(wanted(1))).any()
+    before, after = charges(tmp_path)
+    assert (before.first, before.steps, before.separation) == (0, STEPS, 1)
+    assert (after.first, after.steps, after.separation) == (0, STEPS, 5)
+    assert epsilon_of([after], 1e-5) > 1.15 * epsilon_of([before], 1e-5), "or this tests nothing"
+
+
+def test_what_another_data_set_was_charged_pays_for_nothing(restart, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        site = restart()
+        patched.setattr(Answers, "keep", kill)
+        with pytest.raises(Killed):
+            site.answer(wanted(1))
+    site = restart()
+    site._ledger._dataset = "south"
+    assert trained(site.answer(wanted(1))).any()
+    assert [event.steps for event in charges(tmp_path)] == [STEPS, STEPS]
+
+
+def test_the_owner_bounds_what_past_noise_takes_before_any_is_made(restart, tmp_path, monkeypatch):
+    size = build_kit(WIDE, SEED).noised_size
+    wide = Privacy(replace(RECORD, band=8))
+    most = FixedOrder.of(ROWS, 8, ROUNDS * STEPS, 8).past_bytes(size)
+    assert most > size, "or this tests nothing"
+    with monkeypatch.context() as patched:
+        patched.setattr(CorrelatedNoise, "__init__", kill)
+        with pytest.raises(Refused, match="LF4623") as refused:
+            restart(WIDE, wide, noise_bytes=most - 1)
+        assert refused.value.problems[0].key == "policy.noise_bytes"
+    assert not (tmp_path / "north" / "ledger.sqlite").exists(), "nothing was set aside"
+    site = restart(WIDE, wide, noise_bytes=most)
+    assert trained(site.answer(wanted(1, WIDE, wide))).any()
+    kept = Answers(tmp_path / "answers", offered(WIDE, wide).digest).kept()
+    assert kept.noise.past.nbytes == most
+    alone = Privacy(replace(RECORD, band=1))
+    assert restart(WIDE, alone, noise_bytes=0, budget=Budget(epsilon=9.0)).noise_multiplier
+
+
+def test_the_default_band_takes_what_owners_allow_by_default():
+    for size in (1, 40, 10**6, 2**26, 2**26 + 1, 10**9):
+        order = FixedOrder(10**5, 1, 10**5, min(largest_band(size), 10**5))
+        assert order.past_bytes(size) <= Policy().noise_bytes
+
+
+def test_noise_beyond_the_machines_memory_is_a_clear_error(restart, monkeypatch):
+    monkeypatch.setattr("lepton_fed.training.noise.os.sysconf", lambda name: 100)
+    with pytest.raises(TaskError, match="LF3352"):
+        restart(WIDE)

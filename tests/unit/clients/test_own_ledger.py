@@ -229,3 +229,13 @@ def test_looking_at_a_ledger_never_asks_for_rows(conf):
     assert ledger.spent == 0
     with pytest.raises(ValueError, match="no run has said"):
         list(open_ledger(replace(conf, source=replace(conf.source, reader="other")))._rows.read())
+
+
+def test_a_run_whose_noise_takes_more_than_the_owner_allows_is_refused_when_it_is_offered(
+    start, offer, conf
+):
+    record = replace(DP.record, mechanism="dp_ftrl", sampler="full", band=3)
+    agreement = agreement_for("ftrl", privacy=Privacy(record), rounds=9)
+    site = start(replace(conf, policy=replace(conf.policy, noise_bytes=3)))
+    assert site.offered(offer(agreement)).refusal.code == "LF4623"
+    assert start().offered(offer(agreement)).agreement == agreement.digest

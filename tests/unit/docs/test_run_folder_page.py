@@ -173,7 +173,7 @@ def test_a_ledger_s_entries_are_made_as_the_page_says(tmp_path: Path) -> None:
     )
     ledger.reserve(event, run, 2)
     ledger.charge(event, run, 1, "t")
-    ledger.note_answer(run, 1)
+    ledger.note_answer(run, 1, "0" * 32)
     ledger.release("r", "done")
     lacking = Ledger(
         path, dataset="d", content="d", epsilon=8.0, delta=1e-5, noted=[Head(9, "f" * 64)],

@@ -493,3 +493,18 @@ def test_nothing_in_the_privacy_room_draws_from_a_generator_that_can_be_seeded()
 )
 def test_the_search_for_generators_finds_one(source):
     assert seedable(source)
+
+
+@pytest.mark.parametrize("bend", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("cliff", [0.0, 1.4])
+def test_the_noise_that_a_target_takes_is_found_in_few_looks(bend, cliff):
+    """Each look takes a PLD: on a curve, and on one that is infinite below a cliff."""
+    looks = []
+
+    def cost(noise):
+        looks.append(noise)
+        return math.inf if noise < cliff else noise**-bend + 0.2 / noise**3
+
+    found = accounting._narrowed(1.0, 2.0, cost(1.5), cost)
+    assert cost(found) <= cost(1.5) < cost(found / 1.001001)
+    assert len(looks) <= 12

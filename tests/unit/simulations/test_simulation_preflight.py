@@ -42,6 +42,19 @@ def test_privacy_is_described_by_the_noise_it_takes(load, private):
     assert details["privacy"].endswith(", correlated over steps, full order")
 
 
+def test_correlated_noise_of_all_sites_fits_into_memory_or_is_refused(load, private, monkeypatch):
+    record = ("privacy.record.sampler=full", "privacy.record.mechanism=dp_ftrl")
+    one = (load(*private, *record, "privacy.record.band=2"), 650 * 4)
+    for sites, code in ((3, {}), (2.9, {"privacy": "LF3352"})):
+        memory = int(sites * one[1])
+        monkeypatch.setattr(
+            "lepton_fed.training.noise.os.sysconf",
+            lambda name, memory=memory: memory if name == "SC_PHYS_PAGES" else 1,
+        )
+        _, codes, _ = found(one[0])
+        assert codes == code
+
+
 def test_client_level_dp_is_described_by_its_noise_and_whom_it_holds_against(load):
     client = ("privacy.client.enabled=true", "privacy.client.noise=coordinator")
     details, codes, _ = found(load(*client))

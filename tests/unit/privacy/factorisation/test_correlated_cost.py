@@ -39,7 +39,9 @@ def rounds_of(event, count):
 def test_all_rounds_together_cost_one_gaussian_to_the_last_bit(band, separation, noise):
     event = replace(ROUND, band=band, separation=separation, noise_multiplier=noise)
     charged = rounds_of(event, 30)
-    assert charged_steps(charged) == 210
+    assert charged_steps(charged, event) == 210
+    other = replace(event, band=7, planned=420)
+    assert charged_steps(charged, other) == other.after(charged).first == 0
     whole = event.times(30)
     assert epsilon_of(charged, DELTA) == epsilon_of([whole], DELTA)
     shuffled = [charged[i] for i in np.random.default_rng(1).permutation(30)]
