@@ -36,7 +36,6 @@ from lepton_fed.privacy.distributed.accounting import (
     DiscreteGaussianShares,
     Shares,
     SkellamShares,
-    epsilon_of_gaussian,
 )
 from lepton_fed.privacy.distributed.rotation import block_of
 from lepton_fed.privacy.distributed.rounding import BETA, squared_norm_limit
@@ -47,7 +46,6 @@ __all__ = [
     "DEVIATIONS",
     "Noise",
     "SharesPlan",
-    "fewest_bits",
     "least_noise",
     "plan_shares",
 ]
@@ -61,7 +59,6 @@ _LARGEST_NOISE = 1e6
 _TOLERANCE = 1e-4  # relative, of the noise multiplier
 _FEWEST_BITS, _MOST_BITS = 8, 32  # of more, rotated coordinates could pass 2**40
 _SMALLEST_SHARE = 0.5  # in units of the grid; less hides nothing
-_INFLATION = 1.01
 _NO_RATIO = 1e-8  # a logarithm of a ratio that no ledger shows
 
 
@@ -266,48 +263,6 @@ def plan_shares(
             )
         )
     return plan(found)
-
-
-def fewest_bits(
-    *, epsilon: float, delta: float, rounds: int, sites: int, honest: int, size: int
-) -> int:
-    """Return the smallest ring that needs at most 1 % more noise than no ring at all.
-
-    Args:
-        epsilon: Of all rounds together.
-        delta: Delta of the guarantee, in (0, 1).
-        rounds: How many sums are released.
-        sites: Sites in a sum, at most.
-        honest: Sites whose shares count.
-        size: Coordinates of an update.
-
-    Raises:
-        TaskError: None of up to 32 bits does (LF3320, LF3321).
-    """
-
-    def continuous(multiplier: float) -> float:
-        return epsilon_of_gaussian(multiplier / math.sqrt(rounds), delta)
-
-    least = least_noise(continuous, epsilon)
-    refused: TaskError | None = None
-    for bits in range(_FEWEST_BITS, _MOST_BITS + 1):
-        try:
-            plan = plan_shares(
-                epsilon=epsilon,
-                delta=delta,
-                rounds=rounds,
-                sites=sites,
-                honest=honest,
-                size=size,
-                clip=1.0,
-                bits=bits,
-            )
-        except TaskError as problem:
-            refused = problem
-            continue
-        if least is not None and plan.noise_multiplier <= _INFLATION * least:
-            return bits
-    raise refused if refused is not None else TaskError(_too_small(_MOST_BITS, sites))
 
 
 def least_noise(cost: Callable[[float], float], epsilon: float) -> float | None:

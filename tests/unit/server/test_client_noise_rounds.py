@@ -26,7 +26,7 @@ from lepton_fed.server.noised import masked_mean
 from lepton_fed.strategies.base import DELTA
 
 from .conftest import SITES
-from .masked_world import SIZE, Line, MaskedWorld, failing, lost, silent
+from .masked_world import SIZE, Line, MaskedWorld, failing, silent
 
 TASK = Task(aggregation=Aggregation(norm_bound=100.0))
 SHARED = ClientPrivacy(enabled=True, epsilon=20.0, clip=1.0, honest=7)
@@ -189,35 +189,6 @@ def test_a_round_that_is_asked_again_has_the_same_share_in_it(tmp_path: Path) ->
     for name in kept:
         assert world.vault(name).words().tobytes() == before[name]
     assert max(world.answered.values()) == 1
-
-
-@pytest.mark.parametrize("phase", ["share", "mask"])
-@pytest.mark.parametrize("how", [silent, lost])
-def test_no_sum_of_fewer_than_are_counted_on_is_opened(tmp_path: Path, phase: str, how) -> None:  # type: ignore[no-untyped-def]
-    world = world_of(tmp_path, honest=5)
-    line = Line(world, failing({("b", phase): how}))
-    assert world.sums(line) == []
-    assert not line.came("reveal")
-    (why,) = {event["why"] for event in world.events("secagg.abandoned")}
-    assert "4 sites are left" in why
-
-
-def test_a_site_itself_refuses_a_sum_of_fewer(tmp_path: Path) -> None:
-    """The coordinator goes on with four, as one that lies would."""
-    world = world_of(tmp_path, honest=5)
-    masked = world.masked
-
-    def careless(log):  # type: ignore[no-untyped-def]
-        rounds = masked(log)
-        rounds._least = 3
-        return rounds
-
-    world.masked = careless  # type: ignore[method-assign]
-    line = Line(world, failing({("b", "mask"): silent}))
-    assert world.sums(line) == []
-    assert not line.came("confirm")
-    assert not line.came("reveal")
-    assert {code for _, code in world.refusals()} == {"LF4514"}
 
 
 def test_what_leaves_a_site_says_what_covers_it(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lepton_fed.privacy.dp.shared import shared_noise
 from lepton_fed.runs.folder import RunFolder
 from lepton_fed.strategies.base import DELTA
 
-from .masked_world import SIZE, Line, MaskedWorld, failing, lost, silent
+from .masked_world import SIZE, Line, MaskedWorld, failing
 
 TASK = Task(
     training=TrainingSpec(epochs=None, steps=1, batch_size=4),
@@ -79,32 +79,3 @@ def test_one_gradient_never_gets_a_second_share(tmp_path: Path) -> None:
     world.folder = RunFolder.create(tmp_path / "anew", "test", "conf: true\n")
     assert world.sums(Line(world)) == []
     assert {code for _, code in world.refusals()} == {"LF4517"}
-
-
-@pytest.mark.parametrize("phase", ["share", "mask"])
-@pytest.mark.parametrize("how", [silent, lost])
-def test_no_sum_of_fewer_than_are_counted_on_is_opened(tmp_path: Path, phase: str, how) -> None:  # type: ignore[no-untyped-def]
-    world = world_of(tmp_path, honest=5)
-    line = Line(world, failing({("b", phase): how}))
-    assert world.sums(line) == []
-    assert not line.came("reveal")
-    (why,) = {event["why"] for event in world.events("secagg.abandoned")}
-    assert "4 sites are left" in why
-
-
-def test_a_site_itself_refuses_a_sum_of_fewer(tmp_path: Path) -> None:
-    """The coordinator goes on with four, as one that lies would."""
-    world = world_of(tmp_path, honest=5)
-    masked = world.masked
-
-    def careless(log):  # type: ignore[no-untyped-def]
-        rounds = masked(log)
-        rounds._least = 3
-        return rounds
-
-    world.masked = careless  # type: ignore[method-assign]
-    line = Line(world, failing({("b", "mask"): silent}))
-    assert world.sums(line) == []
-    assert not line.came("confirm")
-    assert not line.came("reveal")
-    assert {code for _, code in world.refusals()} == {"LF4514"}

@@ -11,7 +11,7 @@ from scipy import stats
 from lepton_fed.core.ring import RingEncoding, RingSum
 from lepton_fed.errors import TaskError
 from lepton_fed.privacy.distributed.accounting import epsilon_of_gaussian
-from lepton_fed.privacy.distributed.plan import SharesPlan, fewest_bits, plan_shares
+from lepton_fed.privacy.distributed.plan import SharesPlan, plan_shares
 from lepton_fed.privacy.distributed.rotation import Rotation
 from lepton_fed.privacy.distributed.rounding import squared_norm
 from lepton_fed.privacy.distributed.shares import NoisySum
@@ -156,17 +156,23 @@ def test_fewer_honest_sites_mean_larger_shares():
     assert 2 * 4 * some.sum_deviation == pytest.approx(2**20, rel=1e-9)
 
 
-def test_20_bits_do_for_10_million_coordinates_and_fewer_for_fewer():
-    def bits(size):
-        return fewest_bits(epsilon=3.0, delta=1e-5, rounds=50, sites=10, honest=10, size=size)
+@pytest.mark.parametrize(("size", "bits"), [(20_000, 16), (10_000_000, 20)])
+def test_20_bits_do_for_10_million_coordinates_and_fewer_for_fewer(size, bits):
+    def noise(bits):
+        return plan_shares(
+            epsilon=least,
+            delta=1e-5,
+            rounds=50,
+            sites=10,
+            honest=10,
+            size=size,
+            clip=1.0,
+            bits=bits,
+        ).noise_multiplier
 
-    assert bits(20_000) == 16
-    assert bits(10_000_000) == 20
     least = epsilon_of_gaussian(10 / math.sqrt(50), 1e-5)
-    plan = plan_shares(
-        epsilon=least, delta=1e-5, rounds=50, sites=10, honest=10, size=10_000_000, clip=1.0
-    )
-    assert plan.noise_multiplier < 10 * 1.01
+    assert noise(bits) < 10 * 1.01
+    assert noise(bits - 2) > 10 * 1.01
 
 
 def test_what_cannot_be_is_refused_by_name():
@@ -179,8 +185,6 @@ def test_what_cannot_be_is_refused_by_name():
         plan_shares(
             epsilon=1, delta=1e-5, rounds=1, sites=5000, honest=5000, size=10, clip=1.0, bits=8
         )
-    with pytest.raises(TaskError, match="LF332"):
-        fewest_bits(epsilon=1e-9, **{**common, "delta": 1e-12})
 
 
 @pytest.mark.parametrize(
